@@ -1,0 +1,15 @@
+"""Snapshots of long actions, as `install` and `load` stream them."""
+
+from mlxgui.v1 import model_pb2
+from mlxgui_grpc.client.failures import failure_of_operation
+
+OperationResponse = (
+    model_pb2.InstallModelResponse | model_pb2.LoadModelResponse | model_pb2.WatchOperationResponse
+)
+
+
+def snapshot(response: OperationResponse) -> model_pb2.Operation:
+    """The operation as it stands; raises what it failed with."""
+    if response.operation.HasField("error"):
+        raise failure_of_operation(response.operation.error)
+    return response.operation

@@ -1,0 +1,190 @@
+"""Every option of the server, with its unit, default and where it may come from.
+
+flag > environment > config.toml in the state folder > default. Read once, in the command line; frozen after.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from mlxgui_grpc.errors import InvalidRequestError
+
+LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
+
+_ENVIRONMENT = {
+    "home": "MLX_GUI_HOME",
+    "host": "MLX_GUI_HOST",
+    "port": "MLX_GUI_PORT",
+    "grpc_host": "MLX_GUI_GRPC_HOST",
+    "grpc_port": "MLX_GUI_GRPC_PORT",
+    "api_key": "MLX_GUI_API_KEY",
+    "log_level": "MLX_GUI_LOG_LEVEL",
+    "standby_count": "MLX_GUI_STANDBY",
+    "hub_endpoint": "HF_ENDPOINT",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """The server's options. Paths are absolute, times in seconds unless the name says otherwise."""
+
+    home: Path = field(default_factory=lambda: Path("~/.mlxgui").expanduser())
+    """State folder: database, socket, logs, views of models. Created 0700."""
+    host: str = "127.0.0.1"
+    """Address of the REST bridge."""
+    port: int = 8000
+    """Port of the REST bridge; 0 picks a free one."""
+    grpc_host: str = "127.0.0.1"
+    grpc_port: int = 50051
+    """Port of the gRPC server; 0 picks a free one. The unix socket is always there too."""
+    bridge: bool = True
+    """Start the REST bridge."""
+    api_key: str = ""
+    """The one key that is accepted; empty accepts any key, as documented, on loopback only."""
+    require_key: bool = False
+    """Refuse requests without the key; always so when `api_key` is set."""
+    insecure: bool = False
+    """Serve beyond loopback without key and TLS all the same."""
+    tls_certificate: Path | None = None
+    """PEM file; with `tls_key` the TCP port of gRPC speaks TLS."""
+    tls_key: Path | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    """Host names beside the loopback ones that requests to the bridge may name."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins of web pages that may call the bridge."""
+    model_roots: tuple[Path, ...] = ()
+    """Folders below which models may be installed by REST and TCP clients; the unix socket needs none."""
+    log_level: str = "INFO"
+    standby_count: int = 1
+    """Workers kept warm without a model: 0.1 s to the first token in place of 6, for 360 MB each."""
+    max_concurrent_requests: int = 32
+    """Sequences that decode at once, per model."""
+    max_waiting_requests: int = 128
+    """Sequences that may wait beyond them, per model."""
+    inference_seconds: float = 600.0
+    """Longest inference call; a caller's earlier deadline wins."""
+    drain_seconds: float = 30.0
+    """How long running calls may go on once the server is asked to stop."""
+    stall_seconds: float = 120.0
+    """A worker that delivers nothing for so long while requests wait is killed."""
+    hub_endpoint: str = ""
+    """Base URL of the model hub; empty is the public one."""
+    hub_cache: Path | None = None
+    """Where models are downloaded to; None is the Hugging Face cache."""
+    register_demo: bool = True
+    """Register the built-in demo model on the first start."""
+
+    def __post_init__(self) -> None:
+        for name in ("port", "grpc_port"):
+            if not 0 <= getattr(self, name) <= 65535:
+                raise InvalidRequestError(f"{name} must be between 0 and 65535", field=name)
+        if not 0 <= self.standby_count <= 4:
+            raise InvalidRequestError("standby_count must be between 0 and 4", field="standby_count")
+        self._check_exposure()
+
+    def _check_exposure(self) -> None:
+        """Refuse to serve strangers by accident."""
+        if self.insecure:
+            return
+        if self.bridge and self.host not in LOOPBACK_HOSTS and not self.api_key:
+            raise InvalidRequestError(
+                f"host {self.host} is reachable from other machines and no key is set: set MLX_GUI_API_KEY "
+                "or --api-key, or say --insecure",
+                field="host",
+            )
+        if self.grpc_host not in LOOPBACK_HOSTS and not (self.api_key and self.tls_certificate and self.tls_key):
+            raise InvalidRequestError(
+                f"grpc_host {self.grpc_host} is reachable from other machines: give --tls-certificate, --tls-key "
+                "and --api-key, or say --insecure",
+                field="grpc_host",
+            )
+        if self.require_key and not self.api_key:
+            raise InvalidRequestError(
+                "a key is required and none is set: set MLX_GUI_API_KEY or --api-key", field="api_key"
+            )
+
+    @property
+    def database(self) -> Path:
+        """The catalog."""
+        return self.home / "state.db"
+
+    @property
+    def run_directory(self) -> Path:
+        """Lock, socket and addresses of the running server."""
+        return self.home / "run"
+
+    @property
+    def log_directory(self) -> Path:
+        """Rotating log files."""
+        return self.home / "logs"
+
+    @property
+    def temporary_directory(self) -> Path:
+        """TMPDIR of the workers."""
+        return self.home / "tmp"
+
+    @property
+    def view_directory(self) -> Path:
+        """What the loaders see of the models."""
+        return self.home / "views"
+
+
+def load_config(flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> ServerConfig:
+    """Merge flags (None is unset), environment, config.toml and defaults; raises InvalidRequestError."""
+    from_environment = {
+        name: value for name, variable in _ENVIRONMENT.items() if (value := environ.get(variable, "").strip())
+    }
+    given = {name: value for name, value in flags.items() if value is not None}
+    home = Path(given.get("home") or from_environment.get("home") or "~/.mlxgui").expanduser().absolute()
+    merged = {**_read_toml(home / "config.toml"), **from_environment, **given, "home": home}
+    cache = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE")
+    if cache and "hub_cache" not in given:
+        merged["hub_cache"] = cache
+    elif (hf_home := environ.get("HF_HOME")) and "hub_cache" not in merged:
+        merged["hub_cache"] = Path(hf_home).expanduser() / "hub"
+    return ServerConfig(**{name: _convert(name, value) for name, value in merged.items()})
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        values = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequestError(f"{path}: {error}", field="config.toml") from error
+    known = {option.name for option in fields(ServerConfig)}
+    if unknown := sorted(values.keys() - known):
+        raise InvalidRequestError(f"{path}: unknown option '{unknown[0]}'", field=unknown[0])
+    return values
+
+
+def _convert(name: str, value: Any) -> Any:
+    """Text and TOML values to the type of the option."""
+    default = next(option for option in fields(ServerConfig) if option.name == name)
+    kind = str(default.type)
+    try:
+        if "Path" in kind and "tuple" not in kind:
+            return Path(value).expanduser().absolute() if value else None
+        if "tuple[Path" in kind:
+            return tuple(Path(item).expanduser().absolute() for item in value)
+        if "tuple" in kind:
+            return tuple(value)
+        if "bool" in kind:
+            if isinstance(value, bool):
+                return value
+            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[value.lower()]
+        if "int" in kind and "Path" not in kind:
+            return int(value)
+        if "float" in kind:
+            return float(value)
+        return str(value)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        variable = _ENVIRONMENT.get(name)
+        where = f" (variable {variable})" if variable else ""
+        raise InvalidRequestError(f"{name}{where}: '{value}' is not {_KINDS.get(kind, kind)}", field=name) from None
+
+
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}

@@ -1,0 +1,102 @@
+"""Loads text models through mlx-lm. Runs on the MLX thread."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_lm.utils import load_model, load_tokenizer
+
+from mlxgui_grpc.engine.batch import is_batchable
+from mlxgui_grpc.engine.sampling import SamplingDefaults
+
+DEFAULT_CONTEXT_LENGTH = 4096
+"""For the rare checkpoint whose config.json does not say how many positions it was trained on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A tokenizer and what the checkpoint says about it."""
+
+    tokenizer: Any  # transformers' tokenizer
+    backend: Any  # the tokenizers.Tokenizer below it
+    render: Callable[..., str] | None  # chat messages to prompt text; None: no chat template
+    end_tokens: frozenset[int]
+    vocabulary_size: int
+    context_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class TextModel:
+    """A loaded text model."""
+
+    model: Any
+    tokens: Tokens
+    defaults: SamplingDefaults
+    weight_bytes: int
+    batchable: bool
+
+
+def load_tokens(view: Path) -> Tokens:
+    """Load the tokenizer alone."""
+    config = json.loads((view / "config.json").read_text())
+    return _tokens(view, config)
+
+
+def load_text_model(view: Path) -> TextModel:
+    """Load weights and tokenizer from a view that `checkpoint.py` has checked, and evaluate them."""
+    model, config = load_model(view, trust_remote_code=False)
+    # Arrays that are built lazily and are no parameters (RoPE frequencies) belong to this thread too.
+    mx.eval(model.state)
+    return TextModel(
+        model=model,
+        tokens=_tokens(view, config),
+        defaults=_sampling_defaults(_generation_config(view)),
+        weight_bytes=sum(array.nbytes for _, array in tree_flatten(model.parameters())),
+        batchable=is_batchable(model),
+    )
+
+
+def _tokens(view: Path, config: dict[str, Any]) -> Tokens:
+    end = config.get("eos_token_id")
+    end = _generation_config(view).get("eos_token_id", end)
+    wrapper = load_tokenizer(view, eos_token_ids=end)
+    tokenizer = wrapper._tokenizer
+    # A few families have a template that is a module of mlx-lm, not a text of the checkpoint.
+    render = wrapper._chat_template
+    if render is None and tokenizer.chat_template is not None:
+        render = partial(tokenizer.apply_chat_template, tokenize=False)
+    text_config = {**config, **(config.get("text_config") or {})}
+    return Tokens(
+        tokenizer=tokenizer,
+        backend=tokenizer.backend_tokenizer,
+        render=render,
+        end_tokens=frozenset(wrapper.eos_token_ids),
+        vocabulary_size=max(int(text_config.get("vocab_size") or 0), len(tokenizer)),
+        context_length=int(text_config.get("max_position_embeddings") or DEFAULT_CONTEXT_LENGTH),
+    )
+
+
+def _sampling_defaults(generation: dict[str, Any]) -> SamplingDefaults:
+    """The recommended sampler; greedy decoding where none is recommended."""
+    if "temperature" not in generation or not generation.get("do_sample", True):
+        return SamplingDefaults()
+    return SamplingDefaults(
+        temperature=float(generation["temperature"]),
+        top_p=float(generation.get("top_p") or 1.0),
+        top_k=int(generation.get("top_k") or 0),
+        min_p=float(generation.get("min_p") or 0.0),
+        repetition_penalty=float(generation.get("repetition_penalty") or 1.0),
+    )
+
+
+def _generation_config(view: Path) -> dict[str, Any]:
+    path = view / "generation_config.json"
+    if not path.exists():
+        return {}
+    loaded = json.loads(path.read_text())
+    return loaded if isinstance(loaded, dict) else {}

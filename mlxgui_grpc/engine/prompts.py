@@ -1,0 +1,76 @@
+"""Renders chat templates and tokenizes: all that happens to a prompt before it reaches the MLX thread."""
+
+import json
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from mlxgui_grpc.engine.frames import Prompt
+from mlxgui_grpc.errors import InvalidRequestError, ModelTypeMismatchError, ModelUnsafeError
+
+RENDER_LIMIT_SECONDS = 2.0
+"""A template that takes longer to render than this is a program, not a template (rulings.md)."""
+
+
+class PromptTokenizer:
+    """The tokenizer and template of one model. Not thread-safe: one helper thread of the worker uses it."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        render: Callable[..., str] | None,
+        vocabulary_size: int,
+        on_runaway: Callable[[], None],
+    ) -> None:
+        """`tokenizer` is a transformers tokenizer; `on_runaway` is called from another thread when a template
+        overruns its time, and is expected not to return: nothing can interrupt the rendering itself."""
+        self._tokenizer = tokenizer
+        self._template = render
+        self._vocabulary_size = vocabulary_size
+        self._on_runaway = on_runaway
+
+    def tokenize(self, prompt: Prompt) -> list[int]:
+        """The token ids of a prompt; raises InvalidRequestError when there are none or one is out of range."""
+        if prompt.messages:
+            ids = self._encode(self._render(prompt), add_special_tokens=False)
+        elif prompt.text is not None:
+            ids = self._encode(prompt.text, add_special_tokens=True)
+        else:
+            ids = list(prompt.token_ids)
+            bad = next((token for token in ids if not 0 <= token < self._vocabulary_size), None)
+            if bad is not None:
+                raise InvalidRequestError(
+                    f"token id {bad} is outside the vocabulary of {self._vocabulary_size} tokens",
+                    field="prompt",
+                )
+        if not ids:
+            raise InvalidRequestError("the prompt has no tokens", field="prompt")
+        return ids
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return ids
+
+    def _render(self, prompt: Prompt) -> str:
+        if self._template is None:
+            raise ModelTypeMismatchError(
+                "this model has no chat template; use a completion (Generate, POST /v1/completions) instead"
+            )
+        arguments = json.loads(prompt.template_arguments) if prompt.template_arguments else {}
+        watchdog = threading.Timer(RENDER_LIMIT_SECONDS, self._on_runaway)
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            return self._template(
+                json.loads(prompt.messages),
+                tools=json.loads(prompt.tools) if prompt.tools else None,
+                **{"add_generation_prompt": True, **arguments},
+            )
+        except Exception as error:  # Templates raise what they like: TemplateError, TypeError, SecurityError.
+            if type(error).__name__ == "SecurityError":
+                raise ModelUnsafeError(f"the chat template tried to leave its sandbox: {error}") from error
+            raise InvalidRequestError(
+                f"the model's chat template refuses these messages: {error}", field="messages"
+            ) from error
+        finally:
+            watchdog.cancel()

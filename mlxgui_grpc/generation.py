@@ -1,0 +1,216 @@
+"""Runs one generation: load the model if need be, submit its rows, relay what the engine says as typed events."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+
+from mlxgui_grpc.catalog import Catalog
+from mlxgui_grpc.engine import frames
+from mlxgui_grpc.errors import DeadlineError, ModelTypeMismatchError
+from mlxgui_grpc.metrics import Metrics
+from mlxgui_grpc.residency import Lease, Residency
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """What a Chat or Generate call asks for, checked. Its rows are `prompts` x `choices`."""
+
+    model: str
+    prompts: list[frames.Prompt]
+    sampling: frames.Sampling
+    choices: int = 1
+    priority: int = 0
+    require_loaded: bool = False
+    warnings: list[str] = field(default_factory=list)
+    id_prefix: str = "cmpl"
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Every prompt is accepted: from here on nothing is the caller's fault."""
+
+    id: str
+    model: str
+    create_time: float
+    prompt_token_count: int
+    warnings: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilling:
+    """A long prompt is on its way through the model."""
+
+    prompt_index: int
+    done_token_count: int
+    total_token_count: int
+
+
+@dataclass(slots=True)
+class Delta:
+    """New text of one choice."""
+
+    index: int
+    text: str
+    token_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """One choice is complete."""
+
+    index: int
+    reason: str
+    stop_match: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The last event: all choices are complete. Times in seconds."""
+
+    prompt_token_count: int
+    completion_token_count: int
+    queue_seconds: float
+    load_seconds: float
+    prefill_seconds: float
+    first_token_seconds: float
+    decode_seconds: float
+    total_seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decoded tokens over decode time; 0 when nothing was decoded."""
+        return self.completion_token_count / self.decode_seconds if self.decode_seconds > 0 else 0.0
+
+
+Event = Started | Prefilling | Delta | Finished | Ended
+
+
+class Generator:
+    """Runs generations on resident models."""
+
+    def __init__(
+        self, catalog: Catalog, residency: Residency, metrics: Metrics, inference_seconds: float
+    ) -> None:
+        """`inference_seconds` caps each call, its load included."""
+        self._catalog = catalog
+        self._residency = residency
+        self._metrics = metrics
+        self._inference_seconds = inference_seconds
+
+    async def run(self, request: GenerationRequest, max_join_tokens: int = 32) -> AsyncIterator[list[Event]]:
+        """Yield batches of events as they come, the last of them `Ended`.
+
+        Tokens that wait together are joined, up to `max_join_tokens` per delta. Closing the iterator gives the
+        rows back at the next step. Raises what loading, admission or the engine raise.
+        """
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        deadline = started + self._inference_seconds
+        model = self._catalog.get(request.model)
+        if model.type != "text":
+            raise ModelTypeMismatchError(f"Model '{model.name}' is a model for {model.type} and generates no text")
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    lease: Lease = await stack.enter_async_context(
+                        self._residency.use(model, require_loaded=request.require_loaded)
+                    )
+            except TimeoutError:
+                raise self._overdue() from None
+            call = stack.enter_context(
+                lease.worker.submit(request.prompts, request.sampling, request.choices, request.priority)
+            )
+            alarm = loop.call_at(deadline, lambda: call.fail(self._overdue()))
+            stack.callback(alarm.cancel)
+            observed = stack.enter_context(self._metrics.request(model.name))
+
+            index_of = {key: index for index, key in enumerate(call.keys)}
+            prompt_tokens = completion_tokens = 0
+            unaccepted = len(request.prompts)
+            open_rows = len(call.keys)
+            first_token = 0.0
+            spent = frames.Spent(0.0, 0.0, 0.0)
+            while open_rows:
+                out: list[Event] = []
+                deltas: dict[int, Delta] = {}
+                for event in await call.take():
+                    if type(event) is frames.Piece:
+                        index = index_of[event.key]
+                        completion_tokens += event.token_count
+                        if first_token == 0.0:
+                            first_token = loop.time() - started
+                            observed.first_token(first_token)
+                        delta = deltas.get(index)
+                        if delta is not None and delta.token_count + event.token_count <= max_join_tokens:
+                            delta.text += event.text
+                            delta.token_count += event.token_count
+                        elif event.text or event.token_count:
+                            delta = deltas[index] = Delta(index, event.text, event.token_count)
+                            out.append(delta)
+                        if event.finish:
+                            open_rows -= 1
+                            assert event.spent is not None
+                            spent = _longest(spent, event.spent)
+                            out.append(Finished(index, event.finish, event.stop_match))
+                            observed.finished(event.finish, event.spent)
+                    elif type(event) is frames.Accepted:
+                        prompt_tokens += event.prompt_token_count
+                        unaccepted -= 1
+                        if unaccepted == 0:
+                            observed.accepted(prompt_tokens)
+                            out.append(
+                                Started(
+                                    id=f"{request.id_prefix}-{uuid.uuid4().hex}",
+                                    model=model.name,
+                                    create_time=time.time(),
+                                    prompt_token_count=prompt_tokens,
+                                    warnings=[*request.warnings, *event.warnings],
+                                )
+                            )
+                    elif type(event) is frames.Prefilled:
+                        out.append(
+                            Prefilling(
+                                index_of[event.keys[0]] // request.choices,
+                                event.done_token_count,
+                                event.total_token_count,
+                            )
+                        )
+                if open_rows == 0:
+                    total = loop.time() - started
+                    observed.ended(completion_tokens, total)
+                    out.append(
+                        Ended(
+                            prompt_token_count=prompt_tokens,
+                            completion_token_count=completion_tokens,
+                            queue_seconds=spent.queue,
+                            load_seconds=lease.load_seconds,
+                            prefill_seconds=spent.prefill,
+                            first_token_seconds=first_token,
+                            decode_seconds=spent.decode,
+                            total_seconds=total,
+                        )
+                    )
+                if out:
+                    yield out
+
+    async def count_tokens(self, model_name: str, prompt: frames.Prompt) -> tuple[str, int, int]:
+        """(installed name, tokens, context length) of a prompt. An unloaded model is loaded tokenizer-only."""
+        model = self._catalog.get(model_name)
+        async with self._residency.use_tokenizer(model) as (worker, context_length):
+            with worker.count(prompt) as call:
+                (event,) = await call.take()
+                assert isinstance(event, frames.Counted)
+                return model.name, event.token_count, context_length
+
+    def _overdue(self) -> DeadlineError:
+        return DeadlineError(
+            f"the request took longer than {self._inference_seconds:.0f} seconds, the server's limit for inference"
+        )
+
+
+def _longest(a: frames.Spent, b: frames.Spent) -> frames.Spent:
+    """Rows run side by side: the time of a request is that of its slowest row."""
+    return frames.Spent(max(a.queue, b.queue), max(a.prefill, b.prefill), max(a.decode, b.decode))

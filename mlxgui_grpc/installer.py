@@ -1,0 +1,263 @@
+"""Installs models, from the hub or from a directory, and removes them."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlxgui_grpc import checkpoint, naming
+from mlxgui_grpc.catalog import Catalog, InstalledModel, Origin
+from mlxgui_grpc.errors import (
+    InvalidRequestError,
+    ModelExistsError,
+    ModelInUseError,
+    PermissionDeniedError,
+)
+from mlxgui_grpc.hub import DownloadProgress, Hub, check_model_id, check_revision
+from mlxgui_grpc.operations import InstallProgress, Operation, Operations
+from mlxgui_grpc.residency import Residency
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What deleting a model did to its files."""
+
+    name: str
+    removed_files: bool
+    freed_bytes: int
+    kept_reason: str
+
+
+class Installer:
+    """Everything that adds or removes models."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        operations: Operations,
+        residency: Residency,
+        hub: Hub,
+        model_roots: tuple[Path, ...],
+    ) -> None:
+        """`model_roots` are the folders that clients who are not on the unix socket may install from."""
+        self._catalog = catalog
+        self._operations = operations
+        self._residency = residency
+        self._hub = hub
+        self._model_roots = model_roots
+        self._by_request: dict[str, Operation] = {}
+
+    async def install_from_hub(
+        self, model_id: str, name: str, revision: str, *, force: bool = False, request_id: str = ""
+    ) -> Operation:
+        """Start an install, or join the one that runs for the same name and source."""
+        check_model_id(model_id)
+        if revision:
+            check_revision(revision)
+        name = naming.check_name(name) if name else naming.default_name(model_id)
+        request = {"model_id": model_id, "revision": revision, "force": force}
+        if joined := self._join(name, request, request_id):
+            return joined
+        self._refuse_foreign(name, model_id, force=force)
+
+        async def action(operation: Operation) -> InstalledModel:
+            return await self._install_from_hub(operation, model_id, name, revision, force=force)
+
+        return await self._start(name, request, request_id, action)
+
+    async def install_directory(
+        self, directory: str, name: str, *, trusted: bool, force: bool = False, request_id: str = ""
+    ) -> Operation:
+        """Register a directory in place. `trusted` callers (the unix socket) may name any."""
+        path = Path(directory)
+        if not path.is_absolute():
+            raise InvalidRequestError("local_directory must be an absolute path", field="local_directory")
+        real = path.resolve()
+        if not trusted and not any(real.is_relative_to(root.resolve()) for root in self._model_roots):
+            raise PermissionDeniedError(
+                "Local directories can be installed with the CLI, over the unix socket, or below a folder named by "
+                "the option model_roots",
+                field="local_directory",
+            )
+        if not path.is_dir():
+            raise InvalidRequestError(f"{directory} is not a directory", field="local_directory")
+        name = naming.check_name(name) if name else naming.default_name(str(path))
+        request = {"local_directory": str(path), "force": force}
+        if joined := self._join(name, request, request_id):
+            return joined
+        existing = self._catalog.find(name)
+        if existing is not None and existing.path != path and not force:
+            raise self._taken(existing, "")
+
+        async def action(operation: Operation) -> InstalledModel:
+            self._progress(operation).phase = "verifying"
+            operation.changed()
+            return await self._register(path, name, Origin.DIRECTORY)
+
+        return await self._start(name, request, request_id, action)
+
+    async def register_demo(self, path: Path, name: str) -> None:
+        """Register the built-in model; follows a program that moved."""
+        existing = self._catalog.find(name)
+        if existing is None or (existing.origin is Origin.DEMO and existing.path != path):
+            await self._register(path, name, Origin.DEMO)
+
+    async def remove(self, name: str, *, remove_files: bool, force: bool) -> Removal:
+        """Unload a model, forget it, and remove its files where they are ours to remove.
+
+        Raises ModelInUseError when requests run and `force` is not set, ModelDeleteFailedError.
+        """
+        model = self._catalog.get(name)
+        if running := self._operations.running("install", model.name):
+            if not force:
+                raise ModelInUseError(
+                    f"Model '{model.name}' is being installed; cancel operation {running.id} first", model=model.name
+                )
+            await self._operations.cancel(running)
+        await self._residency.unload(model.name, force=force)
+        kept_reason = self._kept_reason(model, remove_files=remove_files)
+        # The entry first: a crash between the two leaves files that a repeated install finds, never an entry
+        # without files.
+        await self._catalog.remove(model.name)
+        freed = 0
+        if not kept_reason:
+            freed = await asyncio.to_thread(self._hub.delete_revision, model.huggingface_id, model.revision)
+        log.info("deleted %s (%s)", model.name, kept_reason or f"{freed} bytes freed")
+        return Removal(model.name, not kept_reason, freed, kept_reason)
+
+    # Inside.
+
+    def _kept_reason(self, model: InstalledModel, *, remove_files: bool) -> str:
+        """Why the files stay; empty when they are removed."""
+        if not remove_files:
+            return "remove_files is false"
+        if model.origin is not Origin.HUB:
+            return "the files were not downloaded by this server"
+        if not model.is_download:
+            return "the files were in the Hugging Face cache before; remove them with `hf cache rm`"
+        sharing = [
+            other.name
+            for other in self._catalog.models()
+            if other.id != model.id
+            and other.huggingface_id == model.huggingface_id
+            and other.revision == model.revision
+        ]
+        return f"model '{sharing[0]}' uses the same files" if sharing else ""
+
+    def _join(self, name: str, request: dict[str, object], request_id: str) -> Operation | None:
+        if request_id:
+            if len(request_id) > 36 or not request_id.isascii():
+                raise InvalidRequestError("request_id must be at most 36 ASCII characters", field="request_id")
+            if known := self._by_request.get(request_id):
+                return known
+        running = self._operations.running("install", name)
+        if running is None:
+            return None
+        if running.request == request:
+            return running
+        raise ModelExistsError(
+            f"A model named '{name}' is being installed from elsewhere; choose another name", model=name
+        )
+
+    def _refuse_foreign(self, name: str, model_id: str, *, force: bool) -> None:
+        existing = self._catalog.find(name)
+        if existing is not None and existing.huggingface_id.lower() != model_id.lower() and not force:
+            raise self._taken(existing, model_id.partition("/")[0])
+
+    def _taken(self, existing: InstalledModel, author: str) -> ModelExistsError:
+        suggestion = naming.suggested_name(existing.name, author)
+        source = existing.huggingface_id or str(existing.path)
+        return ModelExistsError(
+            f"A model named '{existing.name}' is installed from {source}; choose another name, such as "
+            f"'{suggestion}'",
+            field="name",
+            model=existing.name,
+            suggestion=suggestion,
+        )
+
+    async def _start(
+        self,
+        name: str,
+        request: dict[str, object],
+        request_id: str,
+        action: Callable[[Operation], Awaitable[InstalledModel]],
+    ) -> Operation:
+        operation = await self._operations.start("install", name, InstallProgress(), action, request)
+        if request_id:
+            self._by_request[request_id] = operation
+        return operation
+
+    async def _install_from_hub(
+        self, operation: Operation, model_id: str, name: str, revision: str, *, force: bool
+    ) -> InstalledModel:
+        progress = self._progress(operation)
+
+        def report(now: DownloadProgress) -> None:
+            progress.phase = now.phase
+            progress.done_bytes, progress.total_bytes = now.done_bytes, now.total_bytes
+            progress.done_file_count, progress.total_file_count = now.done_file_count, now.total_file_count
+            progress.current_file = now.current_file
+            progress.bytes_per_second, progress.remaining_seconds = now.bytes_per_second, now.eta_seconds
+            operation.changed()
+
+        # What is in the cache already needs no hub: an installed program works offline.
+        snapshot = None if force else await asyncio.to_thread(self._hub.find_cached, model_id, revision or None)
+        if snapshot is None:
+            snapshot = await self._hub.download(model_id, revision or None, report)
+        progress.phase = "registering"
+        operation.changed()
+        return await self._register(
+            snapshot.path,
+            name,
+            Origin.HUB,
+            huggingface_id=model_id,
+            revision=snapshot.revision,
+            is_download=snapshot.is_ours,
+        )
+
+    async def _register(
+        self,
+        path: Path,
+        name: str,
+        origin: Origin,
+        *,
+        huggingface_id: str = "",
+        revision: str = "",
+        is_download: bool = False,
+    ) -> InstalledModel:
+        found = await asyncio.to_thread(checkpoint.inspect, path)
+        metadata = {
+            "architecture": found.architecture,
+            "parameter_count": found.parameter_count,
+            "quantization_bits": found.quantization_bits,
+            "has_chat_template": found.has_chat_template,
+            "has_tools": "tool" in found.template,
+            "has_thinking": "<think>" in found.template,
+        }
+        values = {
+            "origin": origin,
+            "path": path,
+            "huggingface_id": huggingface_id,
+            "revision": revision,
+            "is_download": is_download,
+            "type": found.type,
+            "size_bytes": found.size_bytes,
+            "memory_bytes": found.memory_bytes,
+            "context_length": found.context_length,
+            "metadata": json.dumps(metadata),
+            "error_message": "",
+        }
+        if existing := self._catalog.find(name):
+            if existing.path != path:
+                await self._residency.unload(existing.name, force=True)
+            return await self._catalog.update(existing.name, **values)
+        return await self._catalog.add(InstalledModel(name=name, **values))  # type: ignore[arg-type]
+
+    @staticmethod
+    def _progress(operation: Operation) -> InstallProgress:
+        assert isinstance(operation.progress, InstallProgress)
+        return operation.progress

@@ -1,0 +1,234 @@
+"""Long actions that outlive their caller: installs and loads, with progress, cancellation and a durable end."""
+
+import asyncio
+import json
+import logging
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlxgui_grpc.catalog import KEPT_OPERATIONS, Catalog, InstalledModel, OperationRecord
+from mlxgui_grpc.errors import (
+    BY_REASON,
+    InternalError,
+    ModelServerError,
+    OperationCancelledError,
+    OperationNotFoundError,
+    ServerDrainingError,
+)
+
+log = logging.getLogger(__name__)
+
+SNAPSHOTS_PER_SECOND = 10
+
+
+@dataclass(slots=True)
+class InstallProgress:
+    """How far an install is."""
+
+    phase: str = "resolving"
+    done_bytes: int = 0
+    total_bytes: int = 0
+    done_file_count: int = 0
+    total_file_count: int = 0
+    current_file: str = ""
+    bytes_per_second: float = 0.0
+    remaining_seconds: float | None = None
+
+
+@dataclass(slots=True)
+class LoadProgress:
+    """How far a load is."""
+
+    phase: str = "queued"
+    queue_position: int = 0
+    attempt: int = 1
+
+
+@dataclass(eq=False, slots=True)
+class Operation:
+    """One long action. `progress` is replaced or changed in place, followed by `Operations.changed`."""
+
+    id: str
+    kind: str
+    model: str
+    progress: InstallProgress | LoadProgress
+    request: dict[str, Any] = field(default_factory=dict)
+    create_time: float = field(default_factory=time.time)
+    update_time: float = field(default_factory=time.time)
+    result: InstalledModel | None = None
+    error: ModelServerError | None = None
+    is_done: bool = False
+    task: asyncio.Task[None] | None = None
+    version: int = 0
+    waiters: set[asyncio.Future[None]] = field(default_factory=set)
+
+    def changed(self) -> None:
+        """Wake those who watch."""
+        self.version += 1
+        self.update_time = time.time()
+        waiters, self.waiters = self.waiters, set()
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+class Operations:
+    """All long actions of this server. Use on the event loop only."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._operations: OrderedDict[str, Operation] = OrderedDict()
+
+    async def recover(self, records: list[OperationRecord]) -> None:
+        """Take over the operations of earlier servers. What they left unfinished has failed; an install that is
+        asked for again resumes its download."""
+        for record in records:
+            operation = Operation(
+                id=record.id,
+                kind=record.kind,
+                model=record.model,
+                progress=InstallProgress() if record.kind == "install" else LoadProgress(),
+                request=json.loads(record.request),
+                create_time=record.create_time,
+                update_time=record.update_time,
+                is_done=True,
+            )
+            if record.state == "failed":
+                operation.error = BY_REASON[record.error_reason](record.error_message)
+            elif record.state == "running":
+                operation.error = ServerDrainingError(
+                    f"The server ended before the {record.kind} of '{record.model}' was done; start it again"
+                )
+                await self._save(operation)
+            else:
+                operation.result = self._catalog.find(record.model)
+            self._operations[operation.id] = operation
+
+    async def start(
+        self,
+        kind: str,
+        model: str,
+        progress: InstallProgress | LoadProgress,
+        action: Callable[[Operation], Awaitable[InstalledModel]],
+        request: dict[str, Any] | None = None,
+    ) -> Operation:
+        """Begin an action in a task of its own; it goes on when the caller leaves."""
+        operation = Operation(f"op-{uuid.uuid4().hex[:16]}", kind, model, progress, request or {})
+        self._operations[operation.id] = operation
+        self._forget_old()
+        operation.task = asyncio.get_running_loop().create_task(self._run(operation, action))
+        return operation
+
+    def get(self, operation_id: str) -> Operation:
+        """The operation, or OperationNotFoundError."""
+        try:
+            return self._operations[operation_id]
+        except KeyError:
+            raise OperationNotFoundError(
+                f"Operation '{operation_id}' not found", operation=operation_id
+            ) from None
+
+    def list(self, *, include_done: bool) -> list[Operation]:
+        """Operations, newest first."""
+        newest_first = reversed(self._operations.values())
+        return [operation for operation in newest_first if include_done or not operation.is_done]
+
+    def running(self, kind: str, model: str) -> Operation | None:
+        """The running operation of this kind on this model."""
+        return next(
+            (
+                operation
+                for operation in self._operations.values()
+                if not operation.is_done and operation.kind == kind and operation.model == model
+            ),
+            None,
+        )
+
+    async def watch(self, operation: Operation) -> AsyncIterator[Operation]:
+        """Yield the operation on every change, some times a second at most, the last time when it is done."""
+        seen = -1
+        while True:
+            if operation.version != seen:
+                seen = operation.version
+                done = operation.is_done
+                yield operation
+                if done:
+                    return
+                await asyncio.sleep(1 / SNAPSHOTS_PER_SECOND) if operation.version == seen else None
+            if operation.version == seen:
+                waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                operation.waiters.add(waiter)
+                try:
+                    await waiter
+                finally:
+                    operation.waiters.discard(waiter)
+
+    async def wait(self, operation: Operation) -> InstalledModel:
+        """The result, or the error it ended with."""
+        while not operation.is_done:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            operation.waiters.add(waiter)
+            try:
+                await waiter
+            finally:
+                operation.waiters.discard(waiter)
+        if operation.error is not None:
+            raise operation.error
+        assert operation.result is not None
+        return operation.result
+
+    async def cancel(self, operation: Operation) -> None:
+        """Stop an action and wait until it has; one that is done stays as it is."""
+        if operation.task is not None and not operation.is_done:
+            operation.task.cancel()
+            while not operation.is_done:
+                await asyncio.wait([operation.task])
+
+    async def close(self) -> None:
+        """Stop everything; what is stopped is marked so, and can be started again."""
+        for operation in list(self._operations.values()):
+            await self.cancel(operation)
+
+    async def _run(
+        self, operation: Operation, action: Callable[[Operation], Awaitable[InstalledModel]]
+    ) -> None:
+        try:
+            await self._save(operation)
+            operation.result = await action(operation)
+        except asyncio.CancelledError:
+            operation.error = OperationCancelledError(f"The {operation.kind} of '{operation.model}' was cancelled")
+        except ModelServerError as error:
+            operation.error = error
+        except Exception:
+            log.exception("operation %s failed", operation.id)
+            operation.error = InternalError(f"The {operation.kind} of '{operation.model}' failed; see the log")
+        # Durable before anybody is told.
+        await self._save(operation, is_done=True)
+        operation.is_done = True
+        operation.changed()
+
+    async def _save(self, operation: Operation, *, is_done: bool = False) -> None:
+        done = is_done or operation.is_done
+        error = operation.error
+        await self._catalog.save_operation(
+            OperationRecord(
+                id=operation.id,
+                kind=operation.kind,
+                model=operation.model,
+                request=json.dumps(operation.request),
+                state="running" if not done else "failed" if error else "done",
+                error_reason=error.reason if error else "",
+                error_message=error.message if error else "",
+                create_time=operation.create_time,
+                update_time=operation.update_time,
+            )
+        )
+
+    def _forget_old(self) -> None:
+        done = [operation.id for operation in self._operations.values() if operation.is_done]
+        for operation_id in done[: max(0, len(done) - KEPT_OPERATIONS)]:
+            del self._operations[operation_id]

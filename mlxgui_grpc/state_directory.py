@@ -1,0 +1,85 @@
+"""The folder of a server's state: private, locked by one server at a time, and where clients find it."""
+
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mlxgui_grpc.config import ServerConfig
+from mlxgui_grpc.errors import StateDirectoryLockedError
+
+MAX_SOCKET_PATH_BYTES = 100
+"""The platforms allow 104 (macOS) or 108 (Linux), the terminating zero included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where a running server is found; written to `run/address.json` for its clients."""
+
+    pid: int
+    unix: str
+    """Path of the unix socket."""
+    grpc: str
+    """host:port"""
+    rest: str
+    """Base URL of the bridge; empty without one."""
+
+
+class StateDirectory:
+    """A locked state folder. Closing unlocks it."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        """Create the folders and take the lock; raises StateDirectoryLockedError when another server has it."""
+        os.umask(0o077)
+        self._run = config.run_directory
+        for folder in (
+            config.home,
+            config.run_directory,
+            config.log_directory,
+            config.temporary_directory,
+            config.view_directory,
+        ):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = os.open(config.run_directory / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(self._lock, 32).decode("ascii", "ignore").strip() or "unknown"
+            os.close(self._lock)
+            raise StateDirectoryLockedError(
+                f"Another server (process {holder}) uses {config.home}: stop it, or choose another folder with "
+                "--home or MLX_GUI_HOME",
+                process=holder,
+            ) from None
+        os.ftruncate(self._lock, 0)
+        os.write(self._lock, str(os.getpid()).encode())
+        self.socket = self._socket_path()
+        self.socket.unlink(missing_ok=True)  # Ours by the lock: a leftover of a server that was killed.
+
+    def publish(self, addresses: Addresses) -> None:
+        """Tell clients where the server is."""
+        temporary = self._run / "address.json.new"
+        temporary.write_text(json.dumps(asdict(addresses)))
+        temporary.replace(self._run / "address.json")
+
+    def close(self) -> None:
+        """Forget the addresses and unlock."""
+        (self._run / "address.json").unlink(missing_ok=True)
+        self.socket.unlink(missing_ok=True)
+        os.close(self._lock)
+
+    def _socket_path(self) -> Path:
+        path = self._run / "grpc.sock"
+        if len(os.fsencode(path)) <= MAX_SOCKET_PATH_BYTES:
+            return path
+        runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
+        digest = hashlib.sha256(os.fsencode(self._run)).hexdigest()[:16]
+        folder = runtime / f"mlxgui-{os.getuid()}-{digest}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.stat()
+        if status.st_uid != os.getuid() or status.st_mode & 0o077:
+            raise StateDirectoryLockedError(f"{folder} belongs to somebody else: remove it, or use a shorter --home")
+        return folder / "grpc.sock"

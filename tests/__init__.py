@@ -1,0 +1,1 @@
+"""Tests of the real program; only the models are small."""

@@ -31,7 +31,7 @@ bench: env-dev ## measure throughput and latency (see bench/)
 check: env-dev lint type proto-check ## everything but the tests: ruff, mypy, buf, generated code
 
 lint: env-dev ## ruff's rules and its formatting
-	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff check --output-format concise $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 
 type: env-dev ## mypy, strict

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from mlxgui_grpc.config import ServerConfig
+from mlxgui_grpc.secrets import API_KEY, without_secrets
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,14 @@ class BridgeProcess:
     async def _spawn(self) -> None:
         # Our end of the pipe closes when this process ends, however it ends.
         parent, child = os.pipe()
-        arguments = ["--target", f"unix:{self._socket}", "--host", self._config.host, "--port", str(self._port)]
+        arguments = [
+            "--target",
+            f"unix:{self._socket}",
+            "--host",
+            self._config.host,
+            "--port",
+            str(self._port),
+        ]
         arguments += ["--parent-fd", str(parent)]
         for host in self._config.allowed_hosts:
             arguments += ["--allowed-host", host]
@@ -66,10 +74,11 @@ class BridgeProcess:
             arguments += ["--cors-origin", origin]
         if self._config.insecure:
             arguments.append("--insecure")
-        environment = {**os.environ, "MLX_GUI_API_KEY": self._config.api_key}
+        environment = {**without_secrets(os.environ), API_KEY: self._config.api_key}
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
+                "-P",
                 "-m",
                 "rest_bridge",
                 *arguments,

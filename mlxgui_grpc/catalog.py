@@ -265,7 +265,8 @@ class Catalog:
                 [time.time() - KEPT_OPERATION_SECONDS],
             )
         rows = database.execute(
-            "SELECT * FROM operations ORDER BY state = 'running' DESC, create_time DESC LIMIT ?", [KEPT_OPERATIONS]
+            "SELECT * FROM operations ORDER BY state = 'running' DESC, create_time DESC LIMIT ?",
+            [KEPT_OPERATIONS],
         )
         records = [OperationRecord(**dict(row)) for row in rows]
         return models, sorted(records, key=lambda record: record.create_time)

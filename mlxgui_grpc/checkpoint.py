@@ -195,7 +195,11 @@ def _refuse_code(config: dict[str, Any]) -> None:
 
 def _cleaned_json(file: Path) -> str | None:
     """The text of a JSON file without what names code, or None where there is nothing to clean."""
-    if file.suffix != ".json" or file.name in {"tokenizer.json", "vocab.json", "model.safetensors.index.json"}:
+    if file.suffix != ".json" or file.name in {
+        "tokenizer.json",
+        "vocab.json",
+        "model.safetensors.index.json",
+    }:
         return None
     content = _read_json(file)
     if not isinstance(content, dict):
@@ -232,7 +236,15 @@ def _read_header(file: Path) -> tuple[int, int]:
         if position > size - 8 - length:
             raise ValueError(f"{position} bytes of tensors are promised, {size - 8 - length} are there")
         count = sum(_product(tensor["shape"]) for tensor in tensors)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, struct.error) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        RecursionError,
+        struct.error,
+    ) as error:
         raise ModelIncompatibleError(f"{file.name} is damaged: {error}; install the model again") from error
     return position, count
 
@@ -276,7 +288,9 @@ def _kv_bytes(config: dict[str, Any]) -> int:
     heads = _integer(config.get("num_attention_heads"))
     kv_heads = _integer(config.get("num_key_value_heads")) or heads
     width = _integer(config.get("head_dim")) or (_integer(config.get("hidden_size")) // heads if heads else 0)
-    tokens = min(_integer(config.get("max_position_embeddings")) or ESTIMATE_CONTEXT_TOKENS, ESTIMATE_CONTEXT_TOKENS)
+    tokens = min(
+        _integer(config.get("max_position_embeddings")) or ESTIMATE_CONTEXT_TOKENS, ESTIMATE_CONTEXT_TOKENS
+    )
     return 2 * 2 * layers * kv_heads * width * tokens
 
 
@@ -286,5 +300,3 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 def _integer(value: Any) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
-
-

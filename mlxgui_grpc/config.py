@@ -95,7 +95,9 @@ class ServerConfig:
                 "or --api-key, or say --insecure",
                 field="host",
             )
-        if self.grpc_host not in LOOPBACK_HOSTS and not (self.api_key and self.tls_certificate and self.tls_key):
+        if self.grpc_host not in LOOPBACK_HOSTS and not (
+            self.api_key and self.tls_certificate and self.tls_key
+        ):
             raise InvalidRequestError(
                 f"grpc_host {self.grpc_host} is reachable from other machines: give --tls-certificate, --tls-key "
                 "and --api-key, or say --insecure",
@@ -175,7 +177,9 @@ def _convert(name: str, value: Any) -> Any:
         if "bool" in kind:
             if isinstance(value, bool):
                 return value
-            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[value.lower()]
+            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[
+                value.lower()
+            ]
         if "int" in kind and "Path" not in kind:
             return int(value)
         if "float" in kind:
@@ -184,7 +188,9 @@ def _convert(name: str, value: Any) -> Any:
     except (KeyError, TypeError, ValueError, AttributeError):
         variable = _ENVIRONMENT.get(name)
         where = f" (variable {variable})" if variable else ""
-        raise InvalidRequestError(f"{name}{where}: '{value}' is not {_KINDS.get(kind, kind)}", field=name) from None
+        raise InvalidRequestError(
+            f"{name}{where}: '{value}' is not {_KINDS.get(kind, kind)}", field=name
+        ) from None
 
 
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}

@@ -6,10 +6,15 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from mlxgui.v1 import common_pb2, inference_pb2
 
+from mlxgui.v1 import common_pb2, inference_pb2
 from mlxgui_grpc.engine import frames
-from mlxgui_grpc.errors import InvalidRequestError, ModelServerError, NotImplementedYetError, PayloadTooLargeError
+from mlxgui_grpc.errors import (
+    InvalidRequestError,
+    ModelServerError,
+    NotImplementedYetError,
+    PayloadTooLargeError,
+)
 from mlxgui_grpc.generation import Delta, Ended, Event, Finished, GenerationRequest, Prefilling, Started
 
 MAX_TOKENS_LIMIT = 16_384
@@ -26,8 +31,22 @@ MAX_USER_BYTES = 256
 MAX_MODEL_BYTES = 512
 
 _RESERVED_TEMPLATE_ARGUMENTS = frozenset(
-    "conversation messages tools chat_template add_generation_prompt continue_final_message tokenize padding "
-    "truncation max_length return_tensors return_dict return_assistant_tokens_mask tokenizer_kwargs".split()
+    [
+        "conversation",
+        "messages",
+        "tools",
+        "chat_template",
+        "add_generation_prompt",
+        "continue_final_message",
+        "tokenize",
+        "padding",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "return_assistant_tokens_mask",
+        "tokenizer_kwargs",
+    ]
 )
 
 _ROLES = {
@@ -140,7 +159,7 @@ def sampling_from_proto(params: common_pb2.SamplingParams) -> frames.Sampling:
 
     for name in ("top_logprobs", "max_thinking_tokens", "prompt_lookup_tokens"):
         number(name, 0, 16_384)
-        if params.HasField(name):  # type: ignore[arg-type]
+        if params.HasField(name):
             raise _not_yet(name)
     for name in ("adapter", "draft_model"):
         if getattr(params, name):
@@ -202,7 +221,9 @@ def _message(message: inference_pb2.ChatMessage, field: str, warnings: list[str]
             f"{field}.role must be system, developer, user, assistant or tool", field=f"{field}.role"
         )
     if len(message.content) > MAX_PARTS:
-        raise InvalidRequestError(f"{field}.content has more than {MAX_PARTS} parts", field=f"{field}.content")
+        raise InvalidRequestError(
+            f"{field}.content has more than {MAX_PARTS} parts", field=f"{field}.content"
+        )
     texts: list[str] = []
     for index, part in enumerate(message.content):
         kind = part.WhichOneof("part")
@@ -213,9 +234,7 @@ def _message(message: inference_pb2.ChatMessage, field: str, warnings: list[str]
             if warning not in warnings:
                 warnings.append(warning)
         else:
-            raise InvalidRequestError(
-                f"{field}.content[{index}] is empty", field=f"{field}.content[{index}]"
-            )
+            raise InvalidRequestError(f"{field}.content[{index}] is empty", field=f"{field}.content[{index}]")
     result: dict[str, Any] = {"role": role, "content": "\n".join(texts)}
     if message.tool_calls:
         if role != "assistant":
@@ -266,7 +285,9 @@ def _tools(request: inference_pb2.ChatRequest, warnings: list[str]) -> bytes:
             raise NotImplementedYetError(
                 f"{field}.strict is not supported by this version", field=f"{field}.strict"
             )
-    warnings.append("tool calls are returned as the model writes them, in the text: this version does not parse them")
+    warnings.append(
+        "tool calls are returned as the model writes them, in the text: this version does not parse them"
+    )
     if request.HasField("parallel_tool_calls"):
         warnings.append("parallel_tool_calls has no effect in this version")
     return _json(tools)
@@ -457,5 +478,3 @@ def error_to_proto(error: ModelServerError) -> common_pb2.OperationError:
         field=error.field,
         retry_after=None if error.retry_after_seconds is None else duration(error.retry_after_seconds),
     )
-
-

@@ -316,7 +316,9 @@ class InternalError(ModelServerError):
 
 
 def _leaves(cls: type[ModelServerError]) -> list[type[ModelServerError]]:
-    return [cls] if hasattr(cls, "reason") else [leaf for sub in cls.__subclasses__() for leaf in _leaves(sub)]
+    return (
+        [cls] if hasattr(cls, "reason") else [leaf for sub in cls.__subclasses__() for leaf in _leaves(sub)]
+    )
 
 
 BY_REASON: dict[str, type[ModelServerError]] = {leaf.reason: leaf for leaf in _leaves(ModelServerError)}

@@ -111,7 +111,9 @@ class Generator:
         deadline = started + self._inference_seconds
         model = self._catalog.get(request.model)
         if model.type != "text":
-            raise ModelTypeMismatchError(f"Model '{model.name}' is a model for {model.type} and generates no text")
+            raise ModelTypeMismatchError(
+                f"Model '{model.name}' is a model for {model.type} and generates no text"
+            )
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout_at(deadline):

@@ -115,7 +115,8 @@ class Installer:
         if running := self._operations.running("install", model.name):
             if not force:
                 raise ModelInUseError(
-                    f"Model '{model.name}' is being installed; cancel operation {running.id} first", model=model.name
+                    f"Model '{model.name}' is being installed; cancel operation {running.id} first",
+                    model=model.name,
                 )
             await self._operations.cancel(running)
         await self._residency.unload(model.name, force=force)
@@ -151,7 +152,9 @@ class Installer:
     def _join(self, name: str, request: dict[str, object], request_id: str) -> Operation | None:
         if request_id:
             if len(request_id) > 36 or not request_id.isascii():
-                raise InvalidRequestError("request_id must be at most 36 ASCII characters", field="request_id")
+                raise InvalidRequestError(
+                    "request_id must be at most 36 ASCII characters", field="request_id"
+                )
             if known := self._by_request.get(request_id):
                 return known
         running = self._operations.running("install", name)
@@ -205,7 +208,9 @@ class Installer:
             operation.changed()
 
         # What is in the cache already needs no hub: an installed program works offline.
-        snapshot = None if force else await asyncio.to_thread(self._hub.find_cached, model_id, revision or None)
+        snapshot = (
+            None if force else await asyncio.to_thread(self._hub.find_cached, model_id, revision or None)
+        )
         if snapshot is None:
             snapshot = await self._hub.download(model_id, revision or None, report)
         progress.phase = "registering"

@@ -18,42 +18,84 @@ class Metrics:
     def __init__(self) -> None:
         registry = self._registry = CollectorRegistry()
         model = ["model_name"]
-        self._running = Gauge("mlxgui:num_requests_running", "Requests submitted to an engine and not ended", model, registry=registry)
-        self._prompt_tokens = Counter("mlxgui:prompt_tokens", "Prompt tokens accepted", model, registry=registry)
-        self._generation_tokens = Counter("mlxgui:generation_tokens", "Tokens decoded", model, registry=registry)
+        self._running = Gauge(
+            "mlxgui:num_requests_running",
+            "Requests submitted to an engine and not ended",
+            model,
+            registry=registry,
+        )
+        self._prompt_tokens = Counter(
+            "mlxgui:prompt_tokens", "Prompt tokens accepted", model, registry=registry
+        )
+        self._generation_tokens = Counter(
+            "mlxgui:generation_tokens", "Tokens decoded", model, registry=registry
+        )
         self._success = Counter(
             "mlxgui:request_success", "Choices finished", [*model, "finished_reason"], registry=registry
         )
         self._first_token = Histogram(
-            "mlxgui:time_to_first_token_seconds", "Call to first token", model, buckets=_FAST, registry=registry
+            "mlxgui:time_to_first_token_seconds",
+            "Call to first token",
+            model,
+            buckets=_FAST,
+            registry=registry,
         )
         self._per_token = Histogram(
-            "mlxgui:time_per_output_token_seconds", "Decode time per token of a request", model, buckets=_FAST, registry=registry
+            "mlxgui:time_per_output_token_seconds",
+            "Decode time per token of a request",
+            model,
+            buckets=_FAST,
+            registry=registry,
         )
         self._latency = Histogram(
-            "mlxgui:e2e_request_latency_seconds", "Call to last token", model, buckets=_SLOW, registry=registry
+            "mlxgui:e2e_request_latency_seconds",
+            "Call to last token",
+            model,
+            buckets=_SLOW,
+            registry=registry,
         )
         self._queue_time = Histogram(
-            "mlxgui:request_queue_time_seconds", "Arrival in the worker to prefill", model, buckets=_FAST, registry=registry
+            "mlxgui:request_queue_time_seconds",
+            "Arrival in the worker to prefill",
+            model,
+            buckets=_FAST,
+            registry=registry,
         )
         self._prefill_time = Histogram(
-            "mlxgui:request_prefill_time_seconds", "Prefill to first token", model, buckets=_FAST, registry=registry
+            "mlxgui:request_prefill_time_seconds",
+            "Prefill to first token",
+            model,
+            buckets=_FAST,
+            registry=registry,
         )
         self._decode_time = Histogram(
-            "mlxgui:request_decode_time_seconds", "First to last token", model, buckets=_SLOW, registry=registry
+            "mlxgui:request_decode_time_seconds",
+            "First to last token",
+            model,
+            buckets=_SLOW,
+            registry=registry,
         )
-        self.calls = Counter("mlxgui:grpc_calls", "Finished gRPC calls", ["method", "code"], registry=registry)
+        self.calls = Counter(
+            "mlxgui:grpc_calls", "Finished gRPC calls", ["method", "code"], registry=registry
+        )
         self.call_seconds = Histogram(
             "mlxgui:grpc_call_seconds", "Duration of gRPC calls", ["method"], buckets=_SLOW, registry=registry
         )
         self.waiting = Gauge(
             "mlxgui:num_requests_waiting", "Requests that wait for their prefill", model, registry=registry
         )
-        self.kv_bytes = Gauge("mlxgui:kv_cache_bytes", "KV cache of the running requests", model, registry=registry)
-        self.memory = Gauge(
-            "mlxgui:process_resident_memory_bytes", "Resident set of each process", ["process"], registry=registry
+        self.kv_bytes = Gauge(
+            "mlxgui:kv_cache_bytes", "KV cache of the running requests", model, registry=registry
         )
-        self.mlx_memory = Gauge("mlxgui:mlx_active_memory_bytes", "MLX's active memory", model, registry=registry)
+        self.memory = Gauge(
+            "mlxgui:process_resident_memory_bytes",
+            "Resident set of each process",
+            ["process"],
+            registry=registry,
+        )
+        self.mlx_memory = Gauge(
+            "mlxgui:mlx_active_memory_bytes", "MLX's active memory", model, registry=registry
+        )
 
     def exposition(self) -> tuple[str, bytes]:
         """(content type, body) of the Prometheus text format."""

@@ -200,12 +200,16 @@ class Operations:
             await self._save(operation)
             operation.result = await action(operation)
         except asyncio.CancelledError:
-            operation.error = OperationCancelledError(f"The {operation.kind} of '{operation.model}' was cancelled")
+            operation.error = OperationCancelledError(
+                f"The {operation.kind} of '{operation.model}' was cancelled"
+            )
         except ModelServerError as error:
             operation.error = error
         except Exception:
             log.exception("operation %s failed", operation.id)
-            operation.error = InternalError(f"The {operation.kind} of '{operation.model}' failed; see the log")
+            operation.error = InternalError(
+                f"The {operation.kind} of '{operation.model}' failed; see the log"
+            )
         # Durable before anybody is told.
         await self._save(operation, is_done=True)
         operation.is_done = True

@@ -161,8 +161,13 @@ class Residency:
             if self._is_closed:
                 raise ServerDrainingError("The server is stopping")
             resident = self._residents.get(model.name)
-            if resident is not None and resident.worker is not None and (
-                resident.state == "unloading" or (resident.state == "loaded" and not resident.worker.is_alive)
+            if (
+                resident is not None
+                and resident.worker is not None
+                and (
+                    resident.state == "unloading"
+                    or (resident.state == "loaded" and not resident.worker.is_alive)
+                )
             ):
                 await resident.worker.exited.wait()
                 self._forget(resident)
@@ -303,5 +308,3 @@ def _consume(task: "asyncio.Task[None]") -> None:
     """Log a failure that nobody may be waiting for."""
     if not task.cancelled() and (error := task.exception()) and not isinstance(error, ModelServerError):
         log.error("background task failed", exc_info=error)
-
-

@@ -16,6 +16,7 @@ import grpc
 import psutil
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+
 from mlxgui.v1 import (
     audio_pb2,
     audio_pb2_grpc,
@@ -26,7 +27,6 @@ from mlxgui.v1 import (
     system_pb2,
     system_pb2_grpc,
 )
-
 from mlxgui_grpc.bridge_process import BridgeProcess
 from mlxgui_grpc.catalog import Catalog
 from mlxgui_grpc.config import ServerConfig
@@ -38,6 +38,7 @@ from mlxgui_grpc.log import configure_logging
 from mlxgui_grpc.metrics import Metrics
 from mlxgui_grpc.operations import Operations
 from mlxgui_grpc.residency import Residency
+from mlxgui_grpc.secrets import hub_token
 from mlxgui_grpc.services.inference_service import InferenceService
 from mlxgui_grpc.services.interceptors import CallInterceptor
 from mlxgui_grpc.services.model_service import ModelService
@@ -165,9 +166,7 @@ class _Server:
         log.info("serving on %s, %s and %s", grpc_address, unix_address, self._rest_url or "no bridge")
         demo_model = DEMO_NAME if catalog.find(DEMO_NAME) else None
         announce(
-            Announcement(
-                self._rest_url, grpc_address, unix_address, config.home, self._log_file, demo_model
-            )
+            Announcement(self._rest_url, grpc_address, unix_address, config.home, self._log_file, demo_model)
         )
 
         await stop.wait()
@@ -264,7 +263,7 @@ def _hub(config: ServerConfig) -> Hub:
     return Hub(
         endpoint=config.hub_endpoint or None,
         cache_dir=cache,
-        token=environ.get("HF_TOKEN") or environ.get("HUGGINGFACE_HUB_TOKEN") or None,
+        token=hub_token(environ),
         offline=environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"},
     )
 

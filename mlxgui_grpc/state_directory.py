@@ -43,7 +43,9 @@ class StateDirectory:
             config.view_directory,
         ):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = os.open(config.run_directory / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock = os.open(
+            config.run_directory / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+        )
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -81,5 +83,7 @@ class StateDirectory:
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.stat()
         if status.st_uid != os.getuid() or status.st_mode & 0o077:
-            raise StateDirectoryLockedError(f"{folder} belongs to somebody else: remove it, or use a shorter --home")
+            raise StateDirectoryLockedError(
+                f"{folder} belongs to somebody else: remove it, or use a shorter --home"
+            )
         return folder / "grpc.sock"

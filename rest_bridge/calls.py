@@ -1,6 +1,7 @@
 """Calls in progress: how many there may be, and who ends them when their client has gone."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -28,13 +29,17 @@ class LiveCall:
     def __init__(self, registry: "LiveCalls", client_gone: Callable[[], bool]) -> None:
         self._registry = registry
         self._call: Cancellable | None = None
+        self._cancelled = False
         self.client_gone = client_gone
 
     def attach(self, call: Cancellable) -> None:
         """Makes `call` the one to cancel."""
         self._call = call
+        if self._cancelled:
+            call.cancel()
 
     def cancel(self) -> None:
+        self._cancelled = True
         if self._call is not None:
             self._call.cancel()
 
@@ -76,7 +81,10 @@ class LiveCalls:
                 raise ApiError("SERVER_DRAINING", "The server is shutting down.", None, 5.0)
             if len(self._calls) >= self._limit:
                 raise ApiError(
-                    "QUEUE_FULL", f"{self._limit} requests are in progress over REST, the most there may be.", None, 1.0
+                    "QUEUE_FULL",
+                    f"{self._limit} requests are in progress over REST, the most there may be.",
+                    None,
+                    1.0,
                 )
             self._calls.add(live)
             if len(self._calls) == 1:
@@ -108,7 +116,7 @@ class LiveCalls:
             for live in calls:
                 if live.client_gone():
                     live.cancel()
-            threading.Event().wait(_WATCH_INTERVAL_SECONDS)
+            time.sleep(_WATCH_INTERVAL_SECONDS)
 
 
 @contextmanager
@@ -130,7 +138,9 @@ def unary(
         return method(request, timeout=timeout_seconds, metadata=metadata)
 
 
-def watched(method: Any, request: Any, live: LiveCall, timeout_seconds: float | None, metadata: Metadata) -> Any:
+def watched(
+    method: Any, request: Any, live: LiveCall, timeout_seconds: float | None, metadata: Metadata
+) -> Any:
     """A long call with one answer, ended early if its client goes."""
     with as_api_error():
         call = method.future(request, timeout=timeout_seconds, metadata=metadata)

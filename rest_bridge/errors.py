@@ -1,12 +1,14 @@
 """The one place that turns a gRPC status, or a fault found here, into an HTTP answer."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
+
 from mlxgui.v1 import common_pb2
 
 JsonObject = dict[str, Any]
@@ -187,15 +189,22 @@ def from_rpc(error: grpc.RpcError) -> ApiError:
 
 def from_operation(error: common_pb2.OperationError) -> ApiError:
     """What an operation's error means; the same answer as if it had come as a status."""
-    reason = common_pb2.ErrorReason.Name(error.reason).removeprefix("ERROR_REASON_")
+    reason = reason_name(error.reason)
     if reason not in BY_REASON:
         reason = _BY_CODE.get(_CODE_BY_NUMBER.get(error.code, grpc.StatusCode.INTERNAL), "INTERNAL")
     retry_after = error.retry_after.ToTimedelta().total_seconds() if error.HasField("retry_after") else None
     return ApiError(reason, error.message, error.field or None, retry_after)
 
 
+def reason_name(reason: int) -> str:
+    """The word for a reason; empty for one that this version does not know."""
+    value = common_pb2.ErrorReason.DESCRIPTOR.values_by_number.get(reason)
+    return "" if value is None else value.name.removeprefix("ERROR_REASON_")
+
+
 def _status_details(error: grpc.RpcError) -> status_pb2.Status | None:
-    for key, value in error.trailing_metadata() or ():
+    trailing: Iterable[Any] = error.trailing_metadata() or ()
+    for key, value in trailing:
         if key == "grpc-status-details-bin":
             status = status_pb2.Status()
             try:

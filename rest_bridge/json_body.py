@@ -164,7 +164,9 @@ class Fields:
     def unread(self) -> list[str]:
         """Names of the members that nothing has asked for, nulls aside."""
         return [
-            self.name(key) for key, value in self._values.items() if key not in self._known and value is not None
+            self.name(key)
+            for key, value in self._values.items()
+            if key not in self._known and value is not None
         ]
 
     def refuse_unread(self) -> None:

@@ -13,9 +13,9 @@ from google.protobuf import duration_pb2, field_mask_pb2, timestamp_pb2
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.json_format import ParseDict, ParseError
 from google.protobuf.message import Message
-from mlxgui.v1 import common_pb2, inference_pb2, model_pb2, system_pb2
 
-from rest_bridge.errors import ApiError, JsonObject, invalid
+from mlxgui.v1 import common_pb2, inference_pb2, model_pb2, system_pb2
+from rest_bridge.errors import ApiError, JsonObject, invalid, reason_name
 from rest_bridge.json_body import Fields, type_name
 from rest_bridge.openai import finish_reason, read_sampling, read_scheduling
 
@@ -40,7 +40,9 @@ _NAMES = {
 }
 
 
-def message_json(message: Message, names: Mapping[str, str] = _NAMES, *, exact_bytes: bool = False) -> JsonObject:
+def message_json(
+    message: Message, names: Mapping[str, str] = _NAMES, *, exact_bytes: bool = False
+) -> JsonObject:
     """Every field of a message: unset ones as null, enums as lower-case words, instants in UTC without a zone.
 
     Sizes are GiB under a name in `_gb`, as documented, or with `exact_bytes` what they are.
@@ -71,7 +73,7 @@ def instant(time: timestamp_pb2.Timestamp) -> str:
     return time.ToDatetime().replace(microsecond=0).isoformat()
 
 
-def _field_json(message: Message, field: FieldDescriptor, names: Mapping[str, str], exact_bytes: bool) -> Any:
+def _field_json(message: Message, field: Any, names: Mapping[str, str], exact_bytes: bool) -> Any:
     value = getattr(message, field.name)
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
         return dict(value)
@@ -82,7 +84,7 @@ def _field_json(message: Message, field: FieldDescriptor, names: Mapping[str, st
     return _value_json(value, field, names, exact_bytes)
 
 
-def _value_json(value: Any, field: FieldDescriptor, names: Mapping[str, str], exact_bytes: bool) -> Any:
+def _value_json(value: Any, field: Any, names: Mapping[str, str], exact_bytes: bool) -> Any:
     match value:
         case timestamp_pb2.Timestamp():
             return instant(value)
@@ -243,7 +245,7 @@ def operation_json(operation: model_pb2.Operation) -> JsonObject:
         case "error":
             body["error"] = {
                 "detail": operation.error.message,
-                "reason": common_pb2.ErrorReason.Name(operation.error.reason).removeprefix("ERROR_REASON_"),
+                "reason": reason_name(operation.error.reason),
                 "field": operation.error.field or None,
                 "metadata": dict(operation.error.metadata),
             }
@@ -358,7 +360,9 @@ def system_status(response: system_pb2.GetSystemStatusResponse) -> JsonObject:
 
 def settings(response: system_pb2.GetSettingsResponse) -> JsonObject:
     """The values in effect, by the document's keys."""
-    return {field.name: getattr(response.settings, field.name) for field in system_pb2.Settings.DESCRIPTOR.fields}
+    return {
+        field.name: getattr(response.settings, field.name) for field in system_pb2.Settings.DESCRIPTOR.fields
+    }
 
 
 def setting_request(key: str, body: JsonObject) -> system_pb2.UpdateSettingsRequest:
@@ -413,7 +417,11 @@ def _loaded_model(entry: model_pb2.LoadedModel) -> JsonObject:
         "last_used_at": body["last_used_at"],
         "memory_usage_gb": body["memory_gb"],
         "config": {"model_type": body["type"], "estimated_memory_gb": body["estimated_memory_gb"]},
-        **{key: value for key, value in body.items() if key not in ("name", "memory_gb", "estimated_memory_gb")},
+        **{
+            key: value
+            for key, value in body.items()
+            if key not in ("name", "memory_gb", "estimated_memory_gb")
+        },
     }
 
 

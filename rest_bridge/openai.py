@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlxgui.v1 import common_pb2, inference_pb2
-
 from rest_bridge import sse
 from rest_bridge.errors import ApiError, JsonObject, invalid, too_large
 from rest_bridge.json_body import (
@@ -168,7 +167,9 @@ def completion_request(body: JsonObject) -> tuple[inference_pb2.GenerateRequest,
 
     suffix = fields.text("suffix")
     if suffix:
-        raise invalid("`suffix` is not supported: these models continue a text, they do not fill it in.", "suffix")
+        raise invalid(
+            "`suffix` is not supported: these models continue a text, they do not fill it in.", "suffix"
+        )
     best_of = fields.integer("best_of")
     if best_of is not None and (best_of != 1 or options.choice_count != 1):
         raise invalid("`best_of` is not supported: ask for `n` choices and choose.", "best_of")
@@ -209,11 +210,24 @@ def embedding_request(body: JsonObject) -> tuple[inference_pb2.EmbedRequest, Opt
 
 def read_sampling(fields: Fields, sampling: common_pb2.SamplingParams) -> None:
     """The sampling fields that OpenAI's routes and the native one share. Ranges are the server's to check."""
-    for key in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
+    for key in (
+        "temperature",
+        "top_p",
+        "min_p",
+        "repetition_penalty",
+        "presence_penalty",
+        "frequency_penalty",
+    ):
         number = fields.number(key)
         if number is not None:
             setattr(sampling, key, number)
-    for key in ("max_tokens", "top_k", "repetition_context_size", "max_thinking_tokens", "prompt_lookup_tokens"):
+    for key in (
+        "max_tokens",
+        "top_k",
+        "repetition_context_size",
+        "max_thinking_tokens",
+        "prompt_lookup_tokens",
+    ):
         integer = fields.integer(key)
         if integer is not None:
             setattr(sampling, key, integer)
@@ -348,7 +362,8 @@ def _read_tools(fields: Fields, request: inference_pb2.ChatRequest) -> None:
             request.tool_choice.function = function.required_text("name")
         case _:
             raise invalid(
-                "`tool_choice` must be auto, none, required or an object that names a function.", "tool_choice"
+                "`tool_choice` must be auto, none, required or an object that names a function.",
+                "tool_choice",
             )
     parallel = fields.boolean("parallel_tool_calls")
     if parallel is not None:
@@ -365,7 +380,9 @@ class _ImageBudget:
 def _message(fields: Fields, images: _ImageBudget) -> inference_pb2.ChatMessage:
     role = fields.required_text("role")
     if role not in _ROLES:
-        way_out = "it is deprecated, use `tool`" if role == "function" else f"it must be one of {', '.join(_ROLES)}"
+        way_out = (
+            "it is deprecated, use `tool`" if role == "function" else f"it must be one of {', '.join(_ROLES)}"
+        )
         raise invalid(f"`{fields.name('role')}` is {role[:32]!r}; {way_out}.", fields.name("role"))
     message = inference_pb2.ChatMessage(role=_ROLES[role], name=fields.text("name") or "")
     fields.refuse("function_call", "it is deprecated; use `tool_calls`.")
@@ -388,7 +405,9 @@ def _message(fields: Fields, images: _ImageBudget) -> inference_pb2.ChatMessage:
         message.tool_call_id = tool_call_id or fields.missing("tool_call_id")
     if role == "assistant":
         for index, tool_call in enumerate(fields.array("tool_calls") or []):
-            message.tool_calls.append(_tool_call(Fields.of(tool_call, f"{fields.name('tool_calls')}[{index}]")))
+            message.tool_calls.append(
+                _tool_call(Fields.of(tool_call, f"{fields.name('tool_calls')}[{index}]"))
+            )
         message.reasoning = fields.text("reasoning_content") or fields.text("reasoning") or ""
         refusal = fields.text("refusal")
         if refusal and not message.content:
@@ -425,7 +444,8 @@ def _part(fields: Fields, images: _ImageBudget) -> inference_pb2.ContentPart:
                 fields.missing("image_url")
             return inference_pb2.ContentPart(image=_image(image, images))
     raise invalid(
-        f"`{fields.name('type')}` is {kind[:32]!r}; parts of a message are text or image_url.", fields.name("type")
+        f"`{fields.name('type')}` is {kind[:32]!r}; parts of a message are text or image_url.",
+        fields.name("type"),
     )
 
 
@@ -470,7 +490,8 @@ def _prompts(fields: Fields, key: str) -> list[inference_pb2.Prompt]:
             raise invalid(f"`{name}` is empty.", name)
         case [str(), *_] as texts:
             return [
-                inference_pb2.Prompt(text=text_value(text, f"{name}[{index}]")) for index, text in enumerate(texts)
+                inference_pb2.Prompt(text=text_value(text, f"{name}[{index}]"))
+                for index, text in enumerate(texts)
             ]
         case [list(), *_] as prompts:
             return [_token_prompt(ids, f"{name}[{index}]") for index, ids in enumerate(prompts)]
@@ -583,7 +604,9 @@ def chat_events(
         elif event == "start":
             chunk.start(reply.start)
             for index in range(options.choice_count):
-                prefix, suffix = chunk.around({"index": index, "delta": {"content": "\0"}, "finish_reason": None})
+                prefix, suffix = chunk.around(
+                    {"index": index, "delta": {"content": "\0"}, "finish_reason": None}
+                )
                 prefixes.append(prefix)
                 role = {"index": index, "delta": {"role": "assistant"}, "finish_reason": None}
                 yield chunk.choice(role, [*options.warnings, *reply.start.warnings] if index == 0 else ())
@@ -627,7 +650,9 @@ def completion_events(
             if options.logprobs:
                 entries = [*delta.prompt_logprobs, *delta.logprobs]
                 logprobs, offsets[index] = text_logprobs(entries, offsets.get(index, 0))
-                yield chunk.choice({"index": index, "text": text, "logprobs": logprobs, "finish_reason": None})
+                yield chunk.choice(
+                    {"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}
+                )
             elif text:
                 if index not in around:
                     choice = {"index": index, "text": "\0", "logprobs": None, "finish_reason": None}

@@ -3,7 +3,6 @@
 import hmac
 import ipaddress
 import re
-from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from rest_bridge.config import BridgeConfig
@@ -38,7 +37,8 @@ def check_host(header: str | None, config: BridgeConfig) -> None:
     if config.host in _WILDCARDS and _is_address(host):
         return
     raise ApiError(
-        "PERMISSION_DENIED", f"Host '{host}' is not allowed; start the server with --allowed-host {host} to allow it."
+        "PERMISSION_DENIED",
+        f"Host '{host}' is not allowed; start the server with --allowed-host {host} to allow it.",
     )
 
 
@@ -62,12 +62,12 @@ def allowed_origin(origin: str, config: BridgeConfig) -> str | None:
     return origin if origin in config.cors_origins else None
 
 
-def check_key(headers: Mapping[str, str], config: BridgeConfig) -> None:
+def check_key(authorization: str | None, x_api_key: str | None, config: BridgeConfig) -> None:
     """Refuses a missing or wrong key where one is required; in constant time."""
     if config.api_key is None:
         return
-    scheme, _, token = headers.get("Authorization", "").partition(" ")
-    given = token.strip() if scheme.lower() == "bearer" else headers.get("X-Api-Key", "")
+    scheme, _, token = (authorization or "").partition(" ")
+    given = token.strip() if scheme.lower() == "bearer" else x_api_key or ""
     if not hmac.compare_digest(given.encode(), config.api_key.encode()):
         raise ApiError(
             "UNAUTHENTICATED",
@@ -88,7 +88,9 @@ def cors_headers(origin: str | None, config: BridgeConfig) -> dict[str, str]:
     return headers
 
 
-def preflight_headers(origin: str | None, requested_headers: str | None, config: BridgeConfig) -> dict[str, str]:
+def preflight_headers(
+    origin: str | None, requested_headers: str | None, config: BridgeConfig
+) -> dict[str, str]:
     """Headers of the answer to a browser's question whether a page may send a request."""
     headers = cors_headers(origin, config)
     if "Access-Control-Allow-Origin" in headers:

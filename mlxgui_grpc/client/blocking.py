@@ -87,9 +87,9 @@ class Client:
     """One connection to a server.
 
     `target` is `unix:/path` or `host:port`; without it the server that runs in `home` (default: MLX_GUI_HOME)
-    is found by the file it wrote. `token` goes with every call. `root_certificate` (PEM, or its file) or `tls`
-    turn TLS on. `timeout_seconds` is the deadline of the calls that neither run nor move a model; those that do
-    have their own parameter and by default only the server's limit.
+    is found by the file it wrote. `token` goes with every call. `root_certificate` (PEM, or its file) or
+    `tls` turns TLS on. `timeout_seconds` is the deadline of calls that neither run nor move a model; those
+    that do have their own parameter and by default only the server's limit.
     """
 
     def __init__(

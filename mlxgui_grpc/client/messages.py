@@ -98,7 +98,7 @@ def finish_reason(value: int) -> FinishReason:
 
 
 def chat_message(role: str, text: str, images: Sequence[bytes] = ()) -> inference_pb2.ChatMessage:
-    """One message of `system`, `developer`, `user`, `assistant` or `tool`; images are the bytes of their files."""
+    """One message of `system`, `developer`, `user`, `assistant` or `tool`; images are bytes of files."""
     name = f"ROLE_{role.upper()}"
     if name not in inference_pb2.Role.keys() or name == "ROLE_UNSPECIFIED":  # noqa: SIM118 (no mapping)
         raise ValueError(f"role '{role}' is none of system, developer, user, assistant, tool")

@@ -7,14 +7,15 @@ sample all rows together. Of mlx-lm they use `make_prompt_cache` and the methods
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from mlxgui_grpc.engine.sampling import BatchSampler, RowSampling
 
-Model = Callable[..., mx.array]
+Model = Any
+"""A model of mlx-lm: called with tokens (rows, length) and caches, it returns logits (rows, length, vocabulary)."""
 Row = TypeVar("Row")
 
 
@@ -109,8 +110,7 @@ class DecodeBatch(Generic[Row]):
         self._step_count += 1
         if self._step_count % 512 == 0:
             mx.clear_cache()
-        tokens: list[int] = inputs.tolist()
-        return tokens
+        return cast(list[int], inputs.tolist())
 
     def remove(self, indices: set[int]) -> None:
         """Drop rows; their memory goes with the next step."""
@@ -128,7 +128,7 @@ class DecodeBatch(Generic[Row]):
     def take(self, index: int) -> tuple[int, list[Any]]:
         """Take a row out that will come back through `rejoin`: its drawn token and its cache, layer by layer."""
         assert self._drawn is not None
-        token: int = self._drawn[index].item()
+        token = cast(int, self._drawn[index].item())
         cache = [layer.extract(index) if hasattr(layer, "extract") else layer for layer in self._cache]
         mx.eval([layer.state for layer in cache])
         self.remove({index})
@@ -141,10 +141,10 @@ class DecodeBatch(Generic[Row]):
     @property
     def kv_bytes(self) -> int:
         """Bytes held by the caches of the batch."""
-        return sum(cache.nbytes for cache in self._cache)
+        return sum(int(cache.nbytes) for cache in self._cache)
 
     def _forward(self, inputs: mx.array, cache: list[Any]) -> mx.array:
-        return self._model(inputs[:, None], cache=cache)[:, -1, :]
+        return cast(mx.array, self._model(inputs[:, None], cache=cache)[:, -1, :])
 
     def _resample(self) -> None:
         self._sampler = BatchSampler([self._sampling_of(row) for row in self.rows])

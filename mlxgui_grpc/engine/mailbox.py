@@ -19,7 +19,9 @@ class Mailbox:
     much waits, the rows are paused, and fail when the reader has not caught up in time.
     """
 
-    def __init__(self, pause: Callable[[], None], resume: Callable[[], None], abandon: Callable[[], None]) -> None:
+    def __init__(
+        self, pause: Callable[[], None], resume: Callable[[], None], abandon: Callable[[], None]
+    ) -> None:
         self._events: list[Event] = []
         self._error: ModelServerError | None = None
         self._waiter: asyncio.Future[None] | None = None

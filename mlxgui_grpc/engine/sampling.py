@@ -133,7 +133,7 @@ class BatchSampler:
         if self._is_greedy:
             return
 
-        def column(values: Sequence[float]) -> mx.array:
+        def column(values: list[float]) -> mx.array:
             return mx.array(values)[:, None]
 
         self._greedy = mx.array([row.temperature == 0 for row in rows])
@@ -152,7 +152,9 @@ class BatchSampler:
         if self._has_shapers:
             logits = mx.concatenate(
                 [
-                    row.shaper.shape(inputs[i : i + 1], logits[i : i + 1]) if row.shaper else logits[i : i + 1]
+                    row.shaper.shape(inputs[i : i + 1], logits[i : i + 1])
+                    if row.shaper
+                    else logits[i : i + 1]
                     for i, row in enumerate(self._rows)
                 ]
             )

@@ -176,7 +176,7 @@ class Scheduler:
         """Bytes of all caches of rows."""
         parked = [layer for park in (*self._parked.values(), *self._resumable) for layer in park.cache]
         prefill = self._prefill.cache if self._prefill else []
-        return self._batch.kv_bytes + sum(layer.nbytes for layer in (*parked, *prefill))
+        return self._batch.kv_bytes + sum(int(layer.nbytes) for layer in (*parked, *prefill))
 
     def turn(self) -> bool:
         """Admit, prefill a chunk, decode a step; False when there is nothing to do."""

@@ -1,6 +1,7 @@
 """The control side of a worker process: spawn it, talk frames with it, watch over it, end it."""
 
 import asyncio
+import contextlib
 import glob
 import itertools
 import logging
@@ -12,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mlxgui_grpc.engine import frames
 from mlxgui_grpc.engine.mailbox import Mailbox
@@ -23,6 +25,7 @@ from mlxgui_grpc.errors import (
     ModelServerError,
     QueueFullError,
 )
+from mlxgui_grpc.secrets import without_secrets
 
 log = logging.getLogger(__name__)
 
@@ -77,13 +80,16 @@ class WorkerProcess(asyncio.Protocol):
     # Life.
 
     @classmethod
-    async def spawn(cls, config: WorkerConfig, environment: Mapping[str, str], *, idle: bool = False) -> "WorkerProcess":
+    async def spawn(
+        cls, config: WorkerConfig, environment: Mapping[str, str], *, idle: bool = False
+    ) -> "WorkerProcess":
         """Start a process; with `idle` it yields the processor to everything else until `load`."""
         self = cls(config)
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
+                "-P",  # not what lies in the folder the server was started in
                 "-m",
                 "mlxgui_grpc.engine.worker",
                 "--fd",
@@ -277,19 +283,18 @@ class WorkerProcess(asyncio.Protocol):
         self._loop.create_task(self._end_calls())
 
     async def _end_calls(self) -> None:
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.exited.wait(), 0.05)
-        except TimeoutError:
-            pass
         death = self._death()
         mailboxes, self._calls = set(self._calls.values()), {}
         for mailbox in mailboxes:
             mailbox.fail(death)
-        for future in (self._ready, self._loaded, *self._usage_waiters):
+        if not self._loaded.done():
+            self._loaded.set_exception(self._cause or ModelLoadFailedError(death.message))
+        futures: list[asyncio.Future[Any]] = [self._ready, *self._usage_waiters]
+        for future in futures:
             if not future.done():
-                future.set_exception(
-                    ModelLoadFailedError(death.message) if future is self._loaded else death
-                )
+                future.set_exception(death)
 
     async def _reap(self) -> None:
         """Log what the process says until it ends, then note its end."""
@@ -311,7 +316,9 @@ class WorkerProcess(asyncio.Protocol):
         if self._cause is not None:
             return self._cause
         if self._is_stopping:
-            return EngineDeadError(f"Model '{self.label}' was unloaded while the request ran", model=self.label)
+            return EngineDeadError(
+                f"Model '{self.label}' was unloaded while the request ran", model=self.label
+            )
         return EngineDeadError(
             f"The worker of model '{self.label}' ended ({self._exit_words()}); the model can be loaded again",
             model=self.label,
@@ -376,8 +383,7 @@ def worker_environment(environment: Mapping[str, str], temporary_directory: Path
     The Linux wheel of mlx bundles the scalar reference BLAS; with OpenBLAS preloaded, matrix products take a
     twentieth of the time. One thread: two that spin lose on shared cores. Never required.
     """
-    secrets = {"HF_TOKEN", "HUGGINGFACE_HUB_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MLX_GUI_API_KEY"}
-    result = {key: value for key, value in environment.items() if key not in secrets}
+    result = without_secrets(environment)
     # mlx on Linux compiles to and loads libraries from $TMPDIR/mlx: nobody else may write there.
     result |= {"TMPDIR": str(temporary_directory), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     result |= {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
@@ -391,7 +397,11 @@ def worker_environment(environment: Mapping[str, str], temporary_directory: Path
 
 def find_openblas() -> str | None:
     """The path of the system's OpenBLAS, looked for where Debian, Fedora and Arch put it."""
-    for pattern in ("/usr/lib/*/libopenblas.so.0", "/usr/lib64/libopenblas.so.0", "/usr/lib/libopenblas.so.0"):
+    for pattern in (
+        "/usr/lib/*/libopenblas.so.0",
+        "/usr/lib64/libopenblas.so.0",
+        "/usr/lib/libopenblas.so.0",
+    ):
         if found := sorted(glob.glob(pattern)):
             return found[0]
     return None

@@ -22,8 +22,8 @@ from typing import Any
 import mlx.core as mx
 
 from mlxgui_grpc.engine import frames
-from mlxgui_grpc.engine.batch import DecodeBatch, Prefill
 from mlxgui_grpc.engine.backends.text import TextModel, Tokens, load_text_model, load_tokens
+from mlxgui_grpc.engine.batch import DecodeBatch, Prefill
 from mlxgui_grpc.engine.detokenizer import Detokenizer, StopMatcher
 from mlxgui_grpc.engine.outbox import Outbox
 from mlxgui_grpc.engine.prompts import PromptTokenizer
@@ -283,7 +283,8 @@ def _warm_up() -> frames.Ready:
         tokenizer._tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
     packages = ("mlx", "mlx-lm", "transformers", "tokenizers")
     return frames.Ready(
-        device=str(mx.default_device()), versions={name: importlib.metadata.version(name) for name in packages}
+        device=str(mx.default_device()),
+        versions={name: importlib.metadata.version(name) for name in packages},
     )
 
 

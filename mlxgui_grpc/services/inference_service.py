@@ -1,16 +1,17 @@
 """InferenceService: chat, completion, token counts."""
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
+
 from mlxgui.v1 import inference_pb2 as pb
 from mlxgui.v1 import inference_pb2_grpc
-
 from mlxgui_grpc import convert
 from mlxgui_grpc.errors import InvalidRequestError
 from mlxgui_grpc.generation import Delta, Event, GenerationRequest, Generator, Started
 
-Context = grpc.aio.ServicerContext
+Context = grpc.aio.ServicerContext[Any, Any]
 
 MAX_JOIN_TOKENS = 32
 

@@ -69,15 +69,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
+    ) -> Any:
         handler: Any = await continuation(handler_call_details)
         if handler is None:
             return handler
         method = handler_call_details.method
         if method.startswith(_ALWAYS_OPEN) and not (self._api_key and "reflection" in method):
-            return handler  # type: ignore[no-any-return]
+            return handler
         metadata = {str(key): value for key, value in handler_call_details.invocation_metadata or ()}
         wrapped = _Handler(handler)
         behavior = wrapped.behavior
@@ -115,7 +115,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         """Raise what forbids the call."""
         if self._is_draining and not method.startswith(_OPEN_WHILE_DRAINING):
             raise ServerDrainingError(
-                "The server is stopping and takes no new work", retry_after_seconds=RETRY_WHILE_DRAINING_SECONDS
+                "The server is stopping and takes no new work",
+                retry_after_seconds=RETRY_WHILE_DRAINING_SECONDS,
             )
         if not self._api_key or peer.startswith("unix:"):
             return
@@ -172,7 +173,9 @@ class _CallLog:
             log.error("%s %s: stray cancellation", self._method, self.id)
             error = InternalError(f"The call was interrupted; the log has more under request {self.id}")
         elif isinstance(error, NotImplementedError):
-            error = NotImplementedYetError(f"{self._method.rpartition('/')[2]} is not implemented in this version")
+            error = NotImplementedYetError(
+                f"{self._method.rpartition('/')[2]} is not implemented in this version"
+            )
         elif not isinstance(error, ModelServerError):
             log.error("%s %s failed", self._method, self.id, exc_info=error)
             error = InternalError(f"Something went wrong; the log has more under request {self.id}")
@@ -214,13 +217,12 @@ class _Handler:
         is_async = inspect.iscoroutinefunction(target) or inspect.isasyncgenfunction(target)
         self.behavior = behavior if is_async else _unimplemented(handler.response_streaming)
 
-    def build(self) -> grpc.RpcMethodHandler:
-        handler: grpc.RpcMethodHandler = self._factory(
+    def build(self) -> Any:
+        return self._factory(
             self.behavior,
             request_deserializer=_lenient(self._handler.request_deserializer),
             response_serializer=self._handler.response_serializer,
         )
-        return handler
 
 
 def _unimplemented(streaming: bool) -> Callable[[Any, Any], Any]:
@@ -228,7 +230,8 @@ def _unimplemented(streaming: bool) -> Callable[[Any, Any], Any]:
         raise NotImplementedError
 
     async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-        raise NotImplementedError
+        if request is not None:
+            raise NotImplementedError
         yield
 
     return stream if streaming else unary
@@ -265,4 +268,4 @@ def error_details(error: ModelServerError) -> bytes:
         wrapped.Pack(detail)
         packed.append(wrapped)
     status = status_pb2.Status(code=error.status.value[0], message=error.message, details=packed)
-    return status.SerializeToString()
+    return bytes(status.SerializeToString())

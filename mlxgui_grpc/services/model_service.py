@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
+
 from mlxgui.v1 import model_pb2 as pb
 from mlxgui.v1 import model_pb2_grpc
-
 from mlxgui_grpc import convert
 from mlxgui_grpc.catalog import Catalog, InstalledModel, Origin
 from mlxgui_grpc.errors import InvalidRequestError
@@ -14,7 +15,7 @@ from mlxgui_grpc.installer import Installer
 from mlxgui_grpc.operations import InstallProgress, LoadProgress, Operation, Operations
 from mlxgui_grpc.residency import Residency
 
-Context = grpc.aio.ServicerContext
+Context = grpc.aio.ServicerContext[Any, Any]
 
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 1_000

@@ -4,19 +4,20 @@ import asyncio
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import psutil
+
 from mlxgui.v1 import system_pb2 as pb
 from mlxgui.v1 import system_pb2_grpc
-
 from mlxgui_grpc import __version__, convert
 from mlxgui_grpc.config import ServerConfig
 from mlxgui_grpc.errors import ModelServerError
 from mlxgui_grpc.metrics import Metrics
 from mlxgui_grpc.residency import Residency
 
-Context = grpc.aio.ServicerContext
+Context = grpc.aio.ServicerContext[Any, Any]
 
 MAX_RECEIVE_BYTES = 68 * 1024 * 1024
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -52,11 +52,12 @@ def load_text_model(view: Path) -> TextModel:
     model, config = load_model(view, trust_remote_code=False)
     # Arrays that are built lazily and are no parameters (RoPE frequencies) belong to this thread too.
     mx.eval(model.state)
+    arrays: list[mx.array] = [array for _, array in cast(Any, tree_flatten(model.parameters()))]
     return TextModel(
         model=model,
         tokens=_tokens(view, config),
         defaults=_sampling_defaults(_generation_config(view)),
-        weight_bytes=sum(array.nbytes for _, array in tree_flatten(model.parameters())),
+        weight_bytes=sum(array.nbytes for array in arrays),
         batchable=is_batchable(model),
     )
 

@@ -1,0 +1,38 @@
+"""Long actions: list, show, cancel."""
+
+from flask import Blueprint, Response, request
+
+from mlxgui.v1 import model_pb2
+from rest_bridge import native, web
+
+blueprint = Blueprint("operations", __name__)
+
+
+@blueprint.get("/v1/operations")
+def list_operations() -> Response:
+    message = model_pb2.ListOperationsRequest(
+        page_size=web.query_integer("limit", 50, 1, 1000),
+        page_token=request.args.get("page_token", ""),
+        include_done=web.query_boolean("include_done", True),
+    )
+    answer = web.ask(web.bridge().backend.models.ListOperations, message)
+    return web.json_response(
+        {
+            "operations": [native.operation_json(operation) for operation in answer.operations],
+            "next_page_token": answer.next_page_token or None,
+        }
+    )
+
+
+@blueprint.get("/v1/operations/<operation_id>")
+def show_operation(operation_id: str) -> Response:
+    answer = web.ask(web.bridge().backend.models.GetOperation, model_pb2.GetOperationRequest(id=operation_id))
+    return web.json_response(native.operation_json(answer.operation))
+
+
+@blueprint.delete("/v1/operations/<operation_id>")
+def cancel_operation(operation_id: str) -> Response:
+    message = model_pb2.CancelOperationRequest(id=operation_id)
+    bridge = web.bridge()
+    answer = web.ask(bridge.backend.models.CancelOperation, message, bridge.config.removal_timeout_seconds)
+    return web.json_response(native.operation_json(answer.operation))

@@ -1,0 +1,138 @@
+"""What all routes share: the bridge's state, reading a request, and writing an answer."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from flask import Response, current_app, g, request
+
+from rest_bridge import calls, errors, sse
+from rest_bridge.backend import Backend
+from rest_bridge.calls import LiveCall, LiveCalls, Metadata
+from rest_bridge.config import BridgeConfig
+from rest_bridge.errors import ApiError, JsonObject, invalid
+from rest_bridge.json_body import parse_object
+from rest_bridge.metrics import BridgeMetrics
+
+_ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_TRUE = frozenset({"true", "1", "yes"})
+_FALSE = frozenset({"false", "0", "no"})
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """Everything a route needs."""
+
+    config: BridgeConfig
+    backend: Backend
+    calls: LiveCalls
+    metrics: BridgeMetrics
+    fingerprint: str
+    """What OpenAI calls the system fingerprint: which program and version answered."""
+
+
+def bridge() -> Bridge:
+    """The bridge that serves this request."""
+    found: Bridge = current_app.extensions["bridge"]
+    return found
+
+
+def metadata() -> Metadata:
+    """Metadata for the calls of this request: its id, for the server's log."""
+    return (("x-request-id", g.request_id),)
+
+
+def open_call() -> LiveCall:
+    """A place for this request's long call, which is ended when its client goes."""
+    return bridge().calls.open(request.environ.get("waitress.client_disconnected", _never))
+
+
+def ask(method: Callable[..., Any], message: Any, timeout_seconds: float | None = None) -> Any:
+    """The answer of a quick call."""
+    return calls.unary(method, message, timeout_seconds or bridge().config.status_timeout_seconds, metadata())
+
+
+def json_object(*, refuse_duplicates: bool = False) -> JsonObject:
+    """The request's body. Its size has been checked."""
+    return parse_object(request.get_data(cache=False), refuse_duplicates=refuse_duplicates)
+
+
+def query_integer(name: str, default: int, low: int, high: int) -> int:
+    """An integer of the query string."""
+    text = request.args.get(name)
+    if text is None:
+        return default
+    try:
+        value = int(text)
+    except ValueError:
+        raise invalid(f"`{name}` must be an integer, not '{text[:32]}'.", name) from None
+    if not low <= value <= high:
+        raise invalid(f"`{name}` must be between {low} and {high}.", name)
+    return value
+
+
+def query_boolean(name: str, default: bool) -> bool:
+    """A boolean of the query string."""
+    text = request.args.get(name)
+    if text is None:
+        return default
+    if text.lower() in _TRUE:
+        return True
+    if text.lower() in _FALSE:
+        return False
+    raise invalid(f"`{name}` must be true or false, not '{text[:32]}'.", name)
+
+
+def json_response(body: JsonObject, status: int = 200, warnings: Iterable[str] = ()) -> Response:
+    """A JSON answer; the warnings go into a header too."""
+    response = Response(_ENCODE(body), status, mimetype="application/json")
+    report(response, warnings)
+    return response
+
+
+def error_response(error: ApiError, *, openai: bool) -> Response:
+    """The answer to a request that failed, in the shape of its route."""
+    response = json_response(error.openai_body() if openai else error.native_body(), error.http_status)
+    response.headers.update(error.headers())
+    return response
+
+
+def report(response: Response, warnings: Iterable[str]) -> None:
+    """Puts warnings into the response's header, in the characters that a header may have."""
+    text = " ".join(warnings)
+    if text:
+        text = "".join(char if " " <= char <= "~" else "?" for char in text)
+        response.headers["X-MLXGUI-Warnings"] = text[:1024]
+
+
+def event_stream(chunks: Iterator[bytes], live: LiveCall) -> Response:
+    """Server-sent events, ended by [DONE], whether or not an error came in between."""
+    # direct_passthrough: Werkzeug would wrap every event in two more generators.
+    response = Response(_EventBody(chunks, live), headers=sse.HEADERS, direct_passthrough=True)
+    return response
+
+
+class _EventBody:
+    """The body of an event stream; the server closes it, however the client leaves and even if it never began."""
+
+    def __init__(self, chunks: Iterator[bytes], live: LiveCall) -> None:
+        self._chunks = chunks
+        self._live = live
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            yield from self._chunks
+        except grpc.RpcError as error:
+            yield sse.error_event(errors.from_rpc(error))
+        except ApiError as error:
+            yield sse.error_event(error)
+        yield sse.DONE
+
+    def close(self) -> None:
+        self._live.close()
+
+
+def _never() -> bool:
+    return False

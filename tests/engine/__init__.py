@@ -1,0 +1,1 @@
+"""The engine by itself: sampler, detokenizer, scheduler and worker on real MLX."""

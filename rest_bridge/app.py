@@ -62,6 +62,7 @@ def _admit() -> Response | None:
 
 def _options() -> Response:
     response = Response(status=204)
+    del response.headers["Content-Type"]
     methods = request.url_rule.methods if request.url_rule is not None else None
     exception = request.routing_exception
     if isinstance(exception, MethodNotAllowed):

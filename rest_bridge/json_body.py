@@ -25,8 +25,6 @@ def parse_object(raw: bytes, *, refuse_duplicates: bool = False) -> JsonObject:
     try:
         value = json.loads(
             raw.decode("utf-8-sig"),
-            parse_constant=_refuse_constant,
-            parse_float=_finite_float,
             object_pairs_hook=_object_without_duplicates if refuse_duplicates else None,
         )
     except RecursionError:
@@ -77,6 +75,8 @@ def integer_value(value: object, name: str, limit: int = INT32_LIMIT) -> int:
     """A whole number in [-limit, limit); 5.0 counts as 5, as JSON does not tell them apart."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise invalid(f"`{name}` must be finite.", name)
     if isinstance(value, bool) or not isinstance(value, int):
         described = "a fraction" if isinstance(value, float) else type_name(value)
         raise invalid(f"`{name}` must be an integer, not {described}.", name)
@@ -89,6 +89,9 @@ def number_value(value: object, name: str) -> float:
     """A number that a float32 can hold."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise invalid(f"`{name}` must be a number, not {type_name(value)}.", name)
+    # Python's reader takes NaN and Infinity, and 1e999 for infinite; here the field at fault is known.
+    if not math.isfinite(value):
+        raise invalid(f"`{name}` must be finite.", name)
     # Compared before float(): an int of 400 digits does not convert.
     if not -FLOAT32_MAX <= value <= FLOAT32_MAX:
         raise invalid(f"`{name}` is out of range.", name)
@@ -173,17 +176,6 @@ class Fields:
         """Refuses a member that nothing has asked for, by name."""
         for name in (self.name(key) for key in self._values if key not in self._known):
             raise invalid(f"Unknown field `{name}`; known are {', '.join(sorted(self._known))}.", name)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise invalid(f"The body holds {name}, which is not JSON.", None)
-
-
-def _finite_float(digits: str) -> float:
-    value = float(digits)
-    if not math.isfinite(value):
-        raise invalid(f"The number {digits[:32]} is too large.", None)
-    return value
 
 
 def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> JsonObject:

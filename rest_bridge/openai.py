@@ -513,10 +513,13 @@ def _token_prompt(ids: object, name: str) -> inference_pb2.Prompt:
 
 def _json_text(value: object, name: str) -> str:
     """The same JSON, keys in their order: they reach the prompt."""
-    return text_value(_ENCODE_TEXT(value), name)
+    try:
+        return text_value(_ENCODE_TEXT(value), name)
+    except ValueError:
+        raise invalid(f"`{name}` holds a number that is not finite.", name) from None
 
 
-_ENCODE_TEXT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_ENCODE_TEXT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 # --- Answers -------------------------------------------------------------------------------------

@@ -62,18 +62,10 @@ class RunningServer:
         """The worker processes, standbys included."""
         return [child for child in self.descendants() if "mlxgui_grpc.engine.worker" in _command(child)]
 
-    def worker_of(self, model: str) -> psutil.Process:
-        """The process that has a model in memory, as the kernel's view of its open folder tells: by the log."""
-        (worker,) = [child for child in self.workers() if child.pid in self._loaded_pids(model)]
+    def worker(self) -> psutil.Process:
+        """The one worker process of a server without standbys and with one model in memory."""
+        (worker,) = self.workers()
         return worker
-
-    def _loaded_pids(self, model: str) -> set[int]:
-        from mlxgui.v1 import model_pb2, model_pb2_grpc
-
-        with grpc.insecure_channel(self.unix_address) as channel:
-            stub = model_pb2_grpc.ModelServiceStub(channel)
-            snapshot = stub.GetManagerStatus(model_pb2.GetManagerStatusRequest()).snapshot
-        return {loaded.process_id for loaded in snapshot.loaded_models if loaded.name == model}
 
     def stop(self) -> int:
         """SIGTERM, then the exit status."""

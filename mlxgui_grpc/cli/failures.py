@@ -57,7 +57,8 @@ def _sentence(error: ModelServerError) -> str:
     if isinstance(error, ModelInUseError) and "--force" not in error.message:
         return f"{error.message.rstrip('.')} (--force ends its requests)"
     if isinstance(error, UnauthenticatedError):
-        return f"{error.message.rstrip('.')}: set MLX_GUI_API_KEY or give --api-key"
+        # The server goes on to speak of metadata, which is for programs.
+        return f"{error.message.partition(':')[0].rstrip('.')}: set MLX_GUI_API_KEY or give --api-key"
     if error.retry_after_seconds:
         return f"{error.message.rstrip('.')} (try again in {error.retry_after_seconds:.0f} s)"
     return error.message

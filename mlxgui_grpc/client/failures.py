@@ -46,6 +46,19 @@ class ServerUnreachableError(ModelServerError):
         """Nobody listens there."""
         return cls(f"No server is running {place}: start it with `mlxgui serve`")
 
+    @classmethod
+    def of_transport(cls, place: str, details: str) -> "ServerUnreachableError":
+        """What the words of gRPC's transport mean to a user."""
+        if "Connection refused" in details or "No such file" in details:
+            return cls.not_running(place)
+        if "handshake failed" in details:
+            return cls(f"TLS with the server {place} failed: check the root certificate (--root-certificate)")
+        if "failed to connect" in details and "Socket closed" in details:
+            return cls(f"The server {place} wants TLS: give its root certificate (--root-certificate)")
+        if "errors resolving" in details or "hostname lookup" in details:
+            return cls(f"No server {place}: the name cannot be resolved, check --target")
+        return cls(f"The connection to the server {place} broke ({details}): see `mlxgui logs`")
+
 
 def failure_of_call(error: grpc.RpcError, place: str) -> ModelServerError:
     """The exception that a failed call stands for; `place` says in words where the server was looked for."""
@@ -71,11 +84,7 @@ def failure_of_call(error: grpc.RpcError, place: str) -> ModelServerError:
                 detail.Unpack(retry_info)
                 retry_after_seconds = retry_info.retry_delay.ToTimedelta().total_seconds()
     if not info.reason and code is StatusCode.UNAVAILABLE:
-        if "failed to connect" in message or "No such file" in message:
-            return ServerUnreachableError.not_running(place)
-        return ServerUnreachableError(
-            f"The connection to the server {place} broke ({message}): see `mlxgui logs`"
-        )
+        return ServerUnreachableError.of_transport(place, message)
     return _failure(info.reason, code, message, field, retry_after_seconds, dict(info.metadata))
 
 

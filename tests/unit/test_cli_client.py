@@ -1,0 +1,223 @@
+"""The pure parts of the typed client: requests, service config, failures."""
+
+import json
+from pathlib import Path
+from typing import get_type_hints
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+
+from mlxgui.v1 import common_pb2, inference_pb2
+from mlxgui_grpc.client import (
+    AsyncClient,
+    Client,
+    Sampling,
+    ServerUnreachableError,
+    chat_message,
+    discover,
+    finish_reason,
+    messages,
+)
+from mlxgui_grpc.client.address import ServerAddress
+from mlxgui_grpc.client.channel import channel_options, service_config
+from mlxgui_grpc.client.failures import failure_of_call, failure_of_operation
+from mlxgui_grpc.errors import (
+    BY_REASON,
+    InternalError,
+    InvalidRequestError,
+    ModelServerError,
+    PayloadTooLargeError,
+    QueueFullError,
+)
+
+
+class FailedCall(grpc.RpcError):
+    """What grpc raises: an error that is its call."""
+
+    def __init__(self, code: grpc.StatusCode, details: str, *values: Message) -> None:
+        self._code, self._details = code, details
+        status = status_pb2.Status(code=code.value[0], message=details)
+        for value in values:
+            status.details.add().Pack(value)
+        self._metadata = (
+            [("x", "y"), ("grpc-status-details-bin", status.SerializeToString())] if values else []
+        )
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def details(self) -> str:
+        return self._details
+
+    def trailing_metadata(self) -> list[tuple[str, str | bytes]]:
+        return self._metadata
+
+
+@pytest.mark.parametrize("cls", BY_REASON.values(), ids=BY_REASON)
+def test_a_failure_comes_back_as_the_class_that_was_raised(cls: type[ModelServerError]) -> None:
+    """By its reason, with message, metadata, field and time to wait."""
+    error = failure_of_call(
+        FailedCall(
+            cls.status,
+            "Something is so",
+            error_details_pb2.ErrorInfo(reason=cls.reason, domain="mlxgui.v1", metadata={"model": "m"}),
+            error_details_pb2.BadRequest(
+                field_violations=[error_details_pb2.BadRequest.FieldViolation(field="sampling.top_p")]
+            ),
+            error_details_pb2.RetryInfo(retry_delay=Duration(seconds=2)),
+        ),
+        "in /h",
+    )
+    assert type(error) is cls
+    assert error.message == "Something is so"
+    assert error.metadata == {"model": "m"}
+    assert error.field == "sampling.top_p"
+    assert error.retry_after_seconds == 2.0
+
+
+@pytest.mark.parametrize(
+    ("details", "words"),
+    [
+        ("failed to connect to all addresses; last error: UNKNOWN: Connection refused", "mlxgui serve"),
+        (
+            "failed to connect to all addresses; last error: connect failed: No such file or directory",
+            "mlxgui serve",
+        ),
+        ("failed to connect to all addresses; last error: Tls handshake failed", "--root-certificate"),
+        ("failed to connect to all addresses; last error: Socket closed", "--root-certificate"),
+        ("errors resolving nowhere:1", "--target"),
+        ("Socket closed", "mlxgui logs"),
+    ],
+)
+def test_a_broken_transport_is_unreachable_and_names_the_way_out(details: str, words: str) -> None:
+    """Whatever words gRPC finds for it."""
+    error = failure_of_call(FailedCall(grpc.StatusCode.UNAVAILABLE, details), "in /h")
+    assert isinstance(error, ServerUnreachableError)
+    assert words in error.message
+    assert "in /h" in error.message
+
+
+def test_failures_without_a_known_reason_go_by_their_status() -> None:
+    """Those of gRPC itself, and reasons of a newer server."""
+    newer = error_details_pb2.ErrorInfo(reason="INVENTED_LATER")
+    too_large = failure_of_call(FailedCall(grpc.StatusCode.RESOURCE_EXHAUSTED, "larger than max"), "")
+    invalid = failure_of_call(FailedCall(grpc.StatusCode.INVALID_ARGUMENT, "no", newer), "")
+    unknown = failure_of_call(FailedCall(grpc.StatusCode.UNKNOWN, "?", newer), "")
+    assert type(too_large) is PayloadTooLargeError
+    assert type(invalid) is InvalidRequestError
+    assert type(unknown) is InternalError
+
+
+def test_the_error_of_an_operation_is_an_exception_too() -> None:
+    """As if the call itself had failed."""
+    error = failure_of_operation(
+        common_pb2.OperationError(
+            code=8,
+            reason=common_pb2.ERROR_REASON_QUEUE_FULL,
+            message="Full",
+            metadata={"model": "m"},
+            field="x",
+            retry_after=Duration(seconds=1),
+        )
+    )
+    assert type(error) is QueueFullError
+    assert (error.message, error.metadata, error.field, error.retry_after_seconds) == (
+        "Full",
+        {"model": "m"},
+        "x",
+        1.0,
+    )
+
+
+def test_only_harmless_unary_methods_are_repeated() -> None:
+    """Never a generation, never a stream."""
+    (entry,) = json.loads(service_config())["methodConfig"]
+    names = {f"{name['service'].removeprefix('mlxgui.v1.')}.{name['method']}" for name in entry["name"]}
+    assert names >= {"ModelService.ListModels", "ModelService.UnloadModel", "InferenceService.CountTokens"}
+    assert not names & {
+        "InferenceService.Generate",
+        "InferenceService.GenerateStream",
+        "InferenceService.Chat",
+        "InferenceService.ChatStream",
+        "ModelService.InstallModel",
+        "ModelService.LoadModel",
+        "ModelService.DeleteModel",
+    }
+    assert entry["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
+
+
+def test_calls_to_this_machine_pass_by_the_proxy() -> None:
+    """gRPC would send them through `http_proxy`."""
+    assert ("grpc.enable_http_proxy", 0) in channel_options(ServerAddress.of("127.0.0.1:1"))
+    assert ("grpc.enable_http_proxy", 0) not in channel_options(ServerAddress.of("example.org:1"))
+
+
+def test_sampling_has_the_fields_of_the_contract() -> None:
+    """All of them, none else."""
+    assert set(get_type_hints(Sampling)) == {
+        field.name for field in common_pb2.SamplingParams.DESCRIPTOR.fields
+    }
+
+
+def test_both_clients_have_the_same_methods() -> None:
+    """What one can do, the other can."""
+    blocking = {name for name in vars(Client) if not name.startswith("_")}
+    asynchronous = {name for name in vars(AsyncClient) if not name.startswith("_")}
+    assert blocking == asynchronous
+
+
+def test_messages_may_be_text_mappings_or_the_contracts_own() -> None:
+    """One alone counts as a conversation."""
+    mine = chat_message("assistant", "Yes?")
+    request = messages.chat_request(
+        "m", ["Hi", {"role": "system", "content": "Be brief"}, mine], {"stop": "x"}
+    )
+    assert [message.role for message in request.messages] == [
+        inference_pb2.ROLE_USER,
+        inference_pb2.ROLE_SYSTEM,
+        inference_pb2.ROLE_ASSISTANT,
+    ]
+    assert list(request.sampling.stop) == ["x"]
+    assert not request.sampling.HasField("temperature")
+    assert not request.HasField("keep_alive")
+    assert messages.chat_request("m", "Hi", {}) == messages.chat_request("m", ["Hi"], {})
+    with pytest.raises(ValueError, match="role 'robot'"):
+        chat_message("robot", "Hi")
+
+
+def test_images_come_before_the_text() -> None:
+    """As chat templates expect them."""
+    message = chat_message("user", "What is this?", [b"png"])
+    assert [part.WhichOneof("part") for part in message.content] == ["image", "text"]
+    assert message.content[0].image.data == b"png"
+
+
+def test_spans_keep_their_sign_and_fraction() -> None:
+    """-1 is for ever, 0.5 half a second."""
+    assert messages.duration(None) is None
+    assert messages.duration(-1) == Duration(seconds=-1)
+    assert messages.duration(0.5) == Duration(nanos=500_000_000)
+
+
+def test_finish_reasons_are_words() -> None:
+    """Also one that a newer server invents."""
+    assert finish_reason(common_pb2.FINISH_REASON_TOOL_CALLS) == "tool_calls"
+    assert finish_reason(77) == "unspecified"
+
+
+def test_the_running_server_is_found_in_its_state_folder(tmp_path: Path) -> None:
+    """By its unix socket, else by its port; without either there is none."""
+    with pytest.raises(ServerUnreachableError, match="mlxgui serve"):
+        discover(tmp_path)
+    (tmp_path / "run").mkdir()
+    file = tmp_path / "run" / "address.json"
+    file.write_text('{"pid": 1, "unix": "/s", "grpc": "127.0.0.1:5", "rest": ""}')
+    assert discover(environ={"MLX_GUI_HOME": str(tmp_path)}).target == "unix:/s"
+    file.write_text('{"pid": 1, "unix": "", "grpc": "127.0.0.1:5"}')
+    assert discover(tmp_path).target == "127.0.0.1:5"
+    file.write_text('{"pid": 1')
+    with pytest.raises(ServerUnreachableError):
+        discover(tmp_path)

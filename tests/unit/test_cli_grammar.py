@@ -1,0 +1,185 @@
+"""The grammar of the command line: what it takes, what it refuses, what it exits with."""
+
+import dataclasses
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlxgui_grpc.cli import app as grammar
+from mlxgui_grpc.cli.connection import read_connection
+from mlxgui_grpc.config import ServerConfig
+
+COMMANDS = (
+    "serve bridge pull ls ps show load unload rm run chat logs doctor completion version".split()  # noqa: SIM905
+)
+
+
+def mlxgui(*arguments: str, home: Path, stdin: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user would, with an empty state folder."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MLX_GUI_", "HF_"))}
+    return subprocess.run(
+        [sys.executable, "-m", "mlxgui_grpc", *arguments],
+        env={**clean, "MLX_GUI_HOME": str(home), "COLUMNS": "200", **environ},
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_every_option_of_the_server_is_a_flag() -> None:
+    """`serve` mirrors ServerConfig: an option without a flag could only be set by file."""
+    flags = set(inspect.signature(grammar.serve).parameters) - {"context"}
+    assert flags == {field.name for field in dataclasses.fields(ServerConfig)}
+
+
+def test_help_lists_every_command_and_the_exit_codes(tmp_path: Path) -> None:
+    """`mlxgui --help` is the whole table of contents."""
+    result = mlxgui("--help", home=tmp_path)
+
+    assert result.returncode == 0
+    listed = {
+        line.split()[0] for line in result.stdout.splitlines() if line.startswith("  ") and line.split()
+    }
+    assert listed >= set(COMMANDS)
+    for code in ("0 ", "1 ", "2 ", "3 ", "4 ", "130 "):
+        assert f"\n    {code}" in result.stdout
+
+
+def test_help_imports_neither_grpc_nor_rich() -> None:
+    """Help has to be there at once: what takes long to import comes with the command that needs it."""
+    script = "import sys, mlxgui_grpc.cli.app; print([m for m in ('grpc', 'rich', 'google.protobuf') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("ls",),
+        ("ps", "--json"),
+        ("show", "demo"),
+        ("load", "demo"),
+        ("unload", "demo"),
+        ("rm", "demo"),
+        ("pull", "owner/name"),
+        ("run", "demo", "hello"),
+        ("chat", "demo", "-m", "hello"),
+        ("bridge",),
+    ],
+    ids=" ".join,
+)
+def test_without_a_server_each_command_says_how_to_start_one(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    """One sentence on stderr, exit code 3, no traceback."""
+    result = mlxgui(*arguments, home=tmp_path)
+
+    assert result.returncode == 3
+    assert result.stdout == ""
+    assert result.stderr == f"mlxgui: No server is running in {tmp_path}: start it with `mlxgui serve`\n"
+
+
+def test_connection_flags_count_before_and_after_the_command(tmp_path: Path) -> None:
+    """`mlxgui --home X ls` is `mlxgui ls --home X`; the flag wins over the environment."""
+    other = tmp_path / "other"
+    for arguments in (("--home", str(other), "ls"), ("ls", "--home", str(other))):
+        assert f"No server is running in {other}:" in mlxgui(*arguments, home=tmp_path).stderr
+
+
+def test_an_address_that_a_dead_server_left_is_no_server(tmp_path: Path) -> None:
+    """A killed server leaves its address file; its socket refuses."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "address.json").write_text(f'{{"pid": 1, "unix": "{tmp_path}/run/grpc.sock"}}')
+
+    result = mlxgui("ls", home=tmp_path)
+
+    assert result.returncode == 3
+    assert result.stderr == f"mlxgui: No server is running in {tmp_path}: start it with `mlxgui serve`\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("serve", "--port", "99999"), "port must be between 0 and 65535"),
+        (("serve", "--port", "many"), "--port"),
+        (("serve", "--host", "0.0.0.0"), "MLX_GUI_API_KEY"),
+        (("serve", "--require-key"), "MLX_GUI_API_KEY"),
+        (("pull", "name-without-owner"), "OWNER/NAME"),
+        (("pull", "./no-such-directory"), "./no-such-directory is not a directory"),
+        (("run", "demo", "--image", "no-such.png", "look"), "no-such.png"),
+        (("run", "demo"), "PROMPT"),
+        (("run",), "name"),
+        (("no-such-command",), "no-such-command"),
+        (("completion", "tcsh"), "tcsh"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_was_not_understood_exits_with_2_and_names_it(
+    arguments: tuple[str, ...], words: str, tmp_path: Path
+) -> None:
+    """Mistakes of the user are found before any server is asked."""
+    result = mlxgui(*arguments, home=tmp_path)
+
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_logs_without_a_log_exits_with_4(tmp_path: Path) -> None:
+    """There is none before the first start."""
+    result = mlxgui("logs", home=tmp_path)
+    assert result.returncode == 4
+    assert "`mlxgui serve` writes it" in result.stderr
+
+
+def test_logs_prints_the_last_lines(tmp_path: Path) -> None:
+    """-n counts from the end."""
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "mlxgui.log").write_text("one\ntwo\nthree\n")
+    assert mlxgui("logs", "-n", "2", home=tmp_path).stdout == "two\nthree\n"
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    """Only on request, by flag or by environment."""
+    assert "Traceback" in mlxgui("--debug", "ls", home=tmp_path).stderr
+    assert "Traceback" in mlxgui("ls", home=tmp_path, MLX_GUI_DEBUG="1").stderr
+
+
+def test_completion_prints_a_script_that_names_the_program(tmp_path: Path) -> None:
+    """The script asks the program itself."""
+    result = mlxgui("completion", "bash", home=tmp_path)
+    assert result.returncode == 0
+    assert "complete -o default -F _mlxgui_completion mlxgui" in result.stdout
+
+
+def test_flag_wins_over_environment_over_default(tmp_path: Path) -> None:
+    """For each part of the connection."""
+    environ = {
+        "MLX_GUI_HOME": "/e",
+        "MLX_GUI_TARGET": "e:1",
+        "MLX_GUI_API_KEY": "e",
+        "MLX_GUI_ROOT_CERTIFICATE": "/e.pem",
+    }
+    by_environment = read_connection({}, environ)
+    flags = {"home": tmp_path, "target": "unix:/f", "api_key": "f", "root_certificate": Path("/f.pem")}
+    by_flag = read_connection(flags, environ)
+    by_default = read_connection({}, {})
+
+    assert (by_environment.home, by_environment.target, by_environment.api_key) == (Path("/e"), "e:1", "e")
+    assert by_environment.root_certificate == Path("/e.pem")
+    assert (by_flag.home, by_flag.target, by_flag.api_key) == (tmp_path, "unix:/f", "f")
+    assert by_flag.root_certificate == Path("/f.pem")
+    assert by_default.home == Path("~/.mlxgui").expanduser()
+    assert (by_default.target, by_default.api_key, by_default.root_certificate) == (None, None, None)
+
+
+def test_only_a_server_on_the_unix_socket_shares_our_files() -> None:
+    """A path typed here means nothing to a server elsewhere."""
+    assert read_connection({}, {}).shares_files
+    assert read_connection({"target": "unix:/s"}, {}).shares_files
+    assert not read_connection({"target": "host:50051"}, {}).shares_files

@@ -157,8 +157,8 @@ def sampling_from_proto(params: common_pb2.SamplingParams) -> frames.Sampling:
         # A float field widened: 0.7 arrives as 0.699999988.
         return value if isinstance(value, int) else round(value, 7)
 
-    for name in ("top_logprobs", "max_thinking_tokens", "prompt_lookup_tokens"):
-        number(name, 0, 16_384)
+    for name, most in (("top_logprobs", 20), ("max_thinking_tokens", 16_384), ("prompt_lookup_tokens", 16)):
+        number(name, 0, most)
         if params.HasField(name):
             raise _not_yet(name)
     for name in ("adapter", "draft_model"):

@@ -90,7 +90,7 @@ def number_value(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise invalid(f"`{name}` must be a number, not {type_name(value)}.", name)
     # Python's reader takes NaN and Infinity, and 1e999 for infinite; here the field at fault is known.
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise invalid(f"`{name}` must be finite.", name)
     # Compared before float(): an int of 400 digits does not convert.
     if not -FLOAT32_MAX <= value <= FLOAT32_MAX:

@@ -70,7 +70,8 @@ def install_hint(name: str) -> str:
 
 
 def _os_sentence(error: OSError) -> str:
-    words = error.strerror or str(error)
+    # What the bridge says when it cannot start reaches us as its own line on stderr.
+    words = (error.strerror or str(error)).removeprefix("mlxgui bridge: ")
     if error.errno == errno.ENOSPC:
         return f"{words}: free some space and try again"
     return f"{error.filename}: {words}" if error.filename else words

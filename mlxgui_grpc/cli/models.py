@@ -66,7 +66,7 @@ def parse_source(text: str, *, must_exist: bool) -> str | Path:
         raise CommandError(
             f"{text} is not a directory: give the folder that has the model's config.json", EXIT_USAGE
         )
-    if is_path or (must_exist and path.is_dir()):
+    if is_path or (text and must_exist and path.is_dir()):
         return path.absolute()
     if text.count("/") != 1 or not all(text.split("/")):
         raise CommandError(

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import grpc
 import pytest
@@ -52,7 +52,7 @@ class FailedCall(grpc.RpcError):
     def details(self) -> str:
         return self._details
 
-    def trailing_metadata(self) -> list[tuple[str, str | bytes]]:
+    def trailing_metadata(self) -> Any:
         return self._metadata
 
 

@@ -52,7 +52,8 @@ def test_help_lists_every_command_and_the_exit_codes(tmp_path: Path) -> None:
 
 def test_help_imports_neither_grpc_nor_rich() -> None:
     """Help has to be there at once: what takes long to import comes with the command that needs it."""
-    script = "import sys, mlxgui_grpc.cli.app; print([m for m in ('grpc', 'rich', 'google.protobuf') if m in sys.modules])"
+    heavy = ("grpc", "rich", "google.protobuf")
+    script = f"import sys, mlxgui_grpc.cli.app; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
@@ -166,7 +167,12 @@ def test_flag_wins_over_environment_over_default(tmp_path: Path) -> None:
         "MLX_GUI_ROOT_CERTIFICATE": "/e.pem",
     }
     by_environment = read_connection({}, environ)
-    flags = {"home": tmp_path, "target": "unix:/f", "api_key": "f", "root_certificate": Path("/f.pem")}
+    flags: dict[str, str | Path | None] = {
+        "home": tmp_path,
+        "target": "unix:/f",
+        "api_key": "f",
+        "root_certificate": Path("/f.pem"),
+    }
     by_flag = read_connection(flags, environ)
     by_default = read_connection({}, {})
 

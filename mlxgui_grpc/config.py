@@ -170,7 +170,7 @@ def _convert(name: str, value: Any) -> Any:
     try:
         if "Path" in kind and "tuple" not in kind:
             return Path(value).expanduser().absolute() if value else None
-        if "tuple[Path" in kind:
+        if "tuple" in kind and "Path" in kind:
             return tuple(Path(item).expanduser().absolute() for item in value)
         if "tuple" in kind:
             return tuple(value)

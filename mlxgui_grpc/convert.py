@@ -29,6 +29,7 @@ MAX_LOGIT_BIAS = 1_024
 MAX_TEMPLATE_ARGUMENTS_BYTES = 64 * 1_024
 MAX_USER_BYTES = 256
 MAX_MODEL_BYTES = 512
+DEFAULT_JOIN_TOKENS = 32
 
 _RESERVED_TEMPLATE_ARGUMENTS = frozenset(
     [
@@ -158,8 +159,7 @@ def sampling_from_proto(params: common_pb2.SamplingParams) -> frames.Sampling:
         return value if isinstance(value, int) else round(value, 7)
 
     for name, most in (("top_logprobs", 20), ("max_thinking_tokens", 16_384), ("prompt_lookup_tokens", 16)):
-        number(name, 0, most)
-        if params.HasField(name):
+        if number(name, 0, most) is not None:
             raise _not_yet(name)
     for name in ("adapter", "draft_model"):
         if getattr(params, name):
@@ -173,7 +173,7 @@ def sampling_from_proto(params: common_pb2.SamplingParams) -> frames.Sampling:
     return frames.Sampling(
         max_tokens=int(number("max_tokens", 1, MAX_TOKENS_LIMIT) or 0),
         temperature=number("temperature", 0, 2),
-        top_p=number("top_p", 0, 1),
+        top_p=number("top_p", 0, 1, above=True),
         top_k=None if top_k is None else int(top_k),
         min_p=number("min_p", 0, 1),
         repetition_penalty=number("repetition_penalty", 0, 10, above=True),
@@ -323,7 +323,27 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
+def join_tokens_from_proto(options: inference_pb2.StreamOptions) -> int:
+    """Most tokens of one delta."""
+    if options.max_join_tokens < 0:
+        raise InvalidRequestError("max_join_tokens must not be negative", field="options.max_join_tokens")
+    return options.max_join_tokens or DEFAULT_JOIN_TOKENS
+
+
 # Replies.
+
+
+def with_echo(events: list[Event], request: GenerationRequest) -> list[Event]:
+    """The events with each prompt as the first text of its choices."""
+    echoes: list[Event] = [
+        Delta(index * request.choices + choice, prompt.text or "", 0)
+        for index, prompt in enumerate(request.prompts)
+        for choice in range(request.choices)
+    ]
+    result: list[Event] = []
+    for event in events:
+        result += [event, *echoes] if isinstance(event, Started) else [event]
+    return result
 
 
 def usage_to_proto(ended: Ended) -> common_pb2.Usage:

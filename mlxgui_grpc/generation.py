@@ -100,15 +100,19 @@ class Generator:
         self._metrics = metrics
         self._inference_seconds = inference_seconds
 
-    async def run(self, request: GenerationRequest, max_join_tokens: int = 32) -> AsyncIterator[list[Event]]:
+    async def run(
+        self, request: GenerationRequest, max_join_tokens: int = 32, timeout_seconds: float | None = None
+    ) -> AsyncIterator[list[Event]]:
         """Yield batches of events as they come, the last of them `Ended`.
 
-        Tokens that wait together are joined, up to `max_join_tokens` per delta. Closing the iterator gives the
+        Tokens that wait together are joined, up to `max_join_tokens` per delta. `timeout_seconds` shortens the
+        server's own limit, for callers whose deadline gRPC does not know. Closing the iterator gives the
         rows back at the next step. Raises what loading, admission or the engine raise.
         """
         loop = asyncio.get_running_loop()
         started = loop.time()
-        deadline = started + self._inference_seconds
+        limit = min(self._inference_seconds, timeout_seconds or self._inference_seconds)
+        deadline = started + limit
         model = self._catalog.get(request.model)
         if model.type != "text":
             raise ModelTypeMismatchError(
@@ -121,11 +125,11 @@ class Generator:
                         self._residency.use(model, require_loaded=request.require_loaded)
                     )
             except TimeoutError:
-                raise self._overdue() from None
+                raise _overdue(limit) from None
             call = stack.enter_context(
                 lease.worker.submit(request.prompts, request.sampling, request.choices, request.priority)
             )
-            alarm = loop.call_at(deadline, lambda: call.fail(self._overdue()))
+            alarm = loop.call_at(deadline, lambda: call.fail(_overdue(limit)))
             stack.callback(alarm.cancel)
             observed = stack.enter_context(self._metrics.request(model.name))
 
@@ -207,10 +211,9 @@ class Generator:
                 assert isinstance(event, frames.Counted)
                 return model.name, event.token_count, context_length
 
-    def _overdue(self) -> DeadlineError:
-        return DeadlineError(
-            f"the request took longer than {self._inference_seconds:.0f} seconds, the server's limit for inference"
-        )
+
+def _overdue(seconds: float) -> DeadlineError:
+    return DeadlineError(f"the request was not done after {seconds:g} seconds, its limit")
 
 
 def _longest(a: frames.Spent, b: frames.Spent) -> frames.Spent:

@@ -1,6 +1,7 @@
 """Long actions that outlive their caller: installs and loads, with progress, cancellation and a durable end."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
@@ -121,6 +122,7 @@ class Operations:
         self._operations[operation.id] = operation
         self._forget_old()
         operation.task = asyncio.get_running_loop().create_task(self._run(operation, action))
+        await asyncio.sleep(0)  # A task that is cancelled before it began would never say that it is done.
         return operation
 
     def get(self, operation_id: str) -> Operation:
@@ -143,7 +145,9 @@ class Operations:
             (
                 operation
                 for operation in self._operations.values()
-                if not operation.is_done and operation.kind == kind and operation.model == model
+                if not operation.is_done
+                and operation.kind == kind
+                and operation.model.casefold() == model.casefold()
             ),
             None,
         )
@@ -210,8 +214,11 @@ class Operations:
             operation.error = InternalError(
                 f"The {operation.kind} of '{operation.model}' failed; see the log"
             )
-        # Durable before anybody is told.
-        await self._save(operation, is_done=True)
+        # Durable before anybody is told, also when a second caller cancels meanwhile.
+        saved = asyncio.ensure_future(self._save(operation, is_done=True))
+        while not saved.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(saved)
         operation.is_done = True
         operation.changed()
 

@@ -20,6 +20,7 @@ from mlxgui_grpc.errors import (
     ModelLoadFailedError,
     ModelNotLoadedError,
     ModelServerError,
+    OperationCancelledError,
     ServerDrainingError,
 )
 
@@ -39,6 +40,8 @@ class Resident:
     last_use_time: float | None = None
     use_count: int = 0
     """Requests that hold it now."""
+    waiting_count: int = 0
+    """Requests that wait for its load."""
     load: asyncio.Task[None] | None = None
 
 
@@ -121,7 +124,7 @@ class Residency:
         if require_loaded and not self.is_loaded(model.name):
             raise ModelNotLoadedError.of(model.name)
         was_loaded = self.is_loaded(model.name)
-        resident = await self.load(model)
+        resident = await self.load(model, for_request=True)
         assert resident.worker is not None
         resident.use_count += 1
         try:
@@ -155,8 +158,9 @@ class Residency:
             checkpoint.remove_view(view)
             self._standby.fill()
 
-    async def load(self, model: InstalledModel) -> Resident:
-        """Load a model, or wait for the load that is under way."""
+    async def load(self, model: InstalledModel, *, for_request: bool = False) -> Resident:
+        """Load a model, or wait for the load that is under way; raises OperationCancelledError when that is
+        cancelled. A wait `for_request` counts as a use of the model."""
         while True:
             if self._is_closed:
                 raise ServerDrainingError("The server is stopping")
@@ -178,7 +182,20 @@ class Residency:
                 resident.load = asyncio.get_running_loop().create_task(self._load(resident))
                 resident.load.add_done_callback(_consume)
             assert resident.load is not None
-            await asyncio.shield(resident.load)
+            resident.waiting_count += for_request
+            try:
+                await asyncio.shield(resident.load)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise
+                if self._is_closed:
+                    raise ServerDrainingError("The server is stopping") from None
+                raise OperationCancelledError(
+                    f"The load of '{model.name}' was cancelled", model=model.name
+                ) from None
+            finally:
+                resident.waiting_count -= for_request
             return resident
 
     async def unload(self, name: str, *, force: bool) -> bool:
@@ -189,12 +206,12 @@ class Residency:
         resident = self._residents.get(name)
         if resident is None:
             return False
-        if resident.use_count and not force:
+        if (count := resident.use_count + resident.waiting_count) and not force:
             raise ModelInUseError(
-                f"Model '{name}' has {resident.use_count} requests running; wait for them, or force",
-                model=name,
+                f"Model '{name}' has {count} requests running; wait for them, or force", model=name
             )
-        await self._discard(resident)
+        cause = OperationCancelledError(f"Model '{name}' was unloaded while the request ran", model=name)
+        await self._discard(resident, cause)
         return True
 
     # Inside.

@@ -39,6 +39,7 @@ from mlxgui_grpc.metrics import Metrics
 from mlxgui_grpc.operations import Operations
 from mlxgui_grpc.residency import Residency
 from mlxgui_grpc.secrets import hub_token
+from mlxgui_grpc.services.call_record import CallBook
 from mlxgui_grpc.services.inference_service import InferenceService
 from mlxgui_grpc.services.interceptors import CallInterceptor
 from mlxgui_grpc.services.model_service import ModelService
@@ -132,14 +133,14 @@ class _Server:
         await asyncio.to_thread(hub.sweep_partials)
 
         metrics = Metrics()
-        interceptor = CallInterceptor(metrics, config.api_key)
+        book = CallBook(metrics)
         bridge = BridgeProcess(config, self._state.socket)
         generator = Generator(catalog, residency, metrics, config.inference_seconds)
-        server = grpc.aio.server(interceptors=[interceptor], options=_OPTIONS)
+        server = grpc.aio.server(interceptors=[CallInterceptor(book, config.api_key)], options=_OPTIONS)
         model_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelService(catalog, residency, installer, operations), server
         )
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(generator), server)
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(generator, book), server)
         audio_pb2_grpc.add_AudioServiceServicer_to_server(audio_pb2_grpc.AudioServiceServicer(), server)
         system_pb2_grpc.add_SystemServiceServicer_to_server(
             SystemService(config, residency, metrics, self._facts, lambda: bridge.pid), server
@@ -172,14 +173,14 @@ class _Server:
         await stop.wait()
 
         # Nothing new, let what runs finish, then the outermost layer first.
-        log.info("stopping: %d calls run", interceptor.running_count)
+        log.info("stopping: %d calls run", book.running_count)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, os._exit, 1)  # A second signal does not wait.
-        interceptor.drain()
+        book.drain()
         await self._health.enter_graceful_shutdown()
         await operations.close()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(interceptor.wait_idle(), config.drain_seconds)
+            await asyncio.wait_for(book.wait_idle(), config.drain_seconds)
         await residency.close()
         await bridge.stop()
         await server.stop(1.0)

@@ -1,6 +1,8 @@
 """Runs the bridge: flags and environment in, exit code out."""
 
 import argparse
+import contextlib
+import ctypes
 import errno
 import json
 import logging
@@ -25,6 +27,7 @@ from rest_bridge.web import Bridge
 EXIT_USAGE = 2
 EXIT_CANNOT_BIND = 98
 
+_M_ARENA_MAX = -8  # of glibc's malloc.h
 _REACH_SECONDS = 5.0
 # What is left of the drain when the control process has died: its requests have failed already.
 _ORPHAN_DRAIN_SECONDS = 0.3
@@ -36,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(config, str):
         print(f"mlxgui bridge: {config}", file=sys.stderr)
         return EXIT_USAGE
+    _share_heaps()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     # A client that leaves is nothing to write down.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
@@ -142,6 +146,13 @@ def _bind_failure(config: BridgeConfig, error: OSError) -> str:
     holder = _port_holder(config.port)
     by = f" by {holder}" if holder else ""
     return f"mlxgui bridge: port {config.port} is in use{by}; choose another with --port or MLX_GUI_PORT."
+
+
+def _share_heaps() -> None:
+    """Keeps the 64 threads from having a heap each, which costs 15 MB and brings nothing: they take turns anyway."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
 
 
 def _port_holder(port: int) -> str | None:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-import grpc.experimental
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from mlxgui.v1 import inference_pb2_grpc, model_pb2_grpc, system_pb2_grpc
+from rest_bridge.session import Session
 
 _OPTIONS = [
     ("grpc.max_receive_message_length", -1),
@@ -19,8 +19,6 @@ _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
-    # Streams are read on the thread that writes their events, without a second one in between.
-    (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),
 ]
 
 
@@ -32,17 +30,20 @@ class Backend:
     models: model_pb2_grpc.ModelServiceStub
     inference: inference_pb2_grpc.InferenceServiceStub
     system: system_pb2_grpc.SystemServiceStub
+    session: Session
     check_health: Callable[..., health_pb2.HealthCheckResponse]
 
 
 def connect(target: str) -> Backend:
     """A channel to `target`, which need not answer yet."""
     channel = grpc.insecure_channel(target, options=_OPTIONS)
+    inference = inference_pb2_grpc.InferenceServiceStub(channel)
     return Backend(
         channel,
         model_pb2_grpc.ModelServiceStub(channel),
-        inference_pb2_grpc.InferenceServiceStub(channel),
+        inference,
         system_pb2_grpc.SystemServiceStub(channel),
+        Session(inference),
         _health(channel),
     )
 

@@ -11,6 +11,7 @@ import grpc
 
 from rest_bridge import errors
 from rest_bridge.errors import ApiError
+from rest_bridge.session import Session, StreamRequest
 
 Metadata = tuple[tuple[str, str], ...]
 _Response = TypeVar("_Response")
@@ -148,14 +149,21 @@ def watched(
         return call.result()
 
 
-def stream(
-    method: Any, request: Any, live: LiveCall, timeout_seconds: float | None, metadata: Metadata
-) -> tuple[Any, Iterator[Any]]:
-    """A streamed call that has begun well: its first message, and the rest. Raises ApiError if it has not."""
+def progress(method: Any, request: Any, live: LiveCall, metadata: Metadata) -> tuple[Any, Iterator[Any]]:
+    """The snapshots of a long action, which has begun well: the first, and the rest. Raises ApiError if it has not."""
     with as_api_error():
-        call = method(request, timeout=timeout_seconds, metadata=metadata)
+        call = method(request, metadata=metadata)
         live.attach(call)
         try:
             return next(call), call
         except StopIteration:
             raise ApiError("INTERNAL", "The model server ended the stream before it began.") from None
+
+
+def stream(
+    session: Session, request: StreamRequest, live: LiveCall, timeout_seconds: float, request_id: str
+) -> tuple[Any, Iterator[Any]]:
+    """A stream that has begun well: its first event, and the rest. Raises ApiError if it has not."""
+    call = session.open(request, timeout_seconds, request_id)
+    live.attach(call)
+    return next(call), call

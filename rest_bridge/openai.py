@@ -92,6 +92,14 @@ class Options:
     param_names: dict[str, str] = field(default_factory=lambda: dict(_PARAM_NAMES))
     """What the caller called the fields that have another name in the contract."""
 
+    def rename(self, error: ApiError) -> None:
+        """Makes an error of the model server speak of the caller's fields, not of the contract's."""
+        head = re.match(r"(?:request\.)?(?:sampling\.)?(\w+)", error.param or "")
+        name = None if head is None else self.param_names.get(head[1])
+        if head is not None and name is not None:
+            error.message = re.sub(rf"\b{head[1]}\b", name, error.message)
+        error.param = self.param(error.param)
+
     def param(self, path: str | None) -> str | None:
         """The caller's name for the field at `path` of the request message."""
         if path is None:
@@ -593,46 +601,44 @@ def chat_events(
     prefixes: list[str] = []
     suffix = ""
     finish: JsonObject | None = None
-    for reply in replies:
-        event = reply.WhichOneof("event")
-        if event == "delta":
-            delta = reply.delta
-            text = delta.text
-            if text and not (delta.reasoning or delta.tool_calls or delta.logprobs):
-                yield f"{prefixes[delta.index]}{encode(text)}{suffix}".encode()
-                continue
-            choice = _chat_delta(delta, options.logprobs)
-            if choice is not None:
-                yield chunk.choice(choice)
-        elif event == "start":
-            chunk.start(reply.start)
-            for index in range(options.choice_count):
-                prefix, suffix = chunk.around(
-                    {"index": index, "delta": {"content": "\0"}, "finish_reason": None}
-                )
-                prefixes.append(prefix)
-                role = {"index": index, "delta": {"role": "assistant"}, "finish_reason": None}
-                yield chunk.choice(role, [*options.warnings, *reply.start.warnings] if index == 0 else ())
-        elif event == "finish":
+    try:
+        for reply in replies:
+            event = reply.WhichOneof("event")
             # Held back for one event: the end, which mostly comes with it, may bring warnings to put there.
-            if finish is not None:
-                yield chunk.choice(finish)
-            finish = {
-                "index": reply.finish.index,
-                "delta": {},
-                "finish_reason": _FINISH_REASONS.get(reply.finish.finish_reason),
-                **_stop_reason(reply.finish),
-            }
-            continue
-        elif event == "end":
             if finish is not None:
                 yield chunk.choice(finish, reply.end.warnings)
                 finish = None
-            if options.include_usage:
+            if event == "delta":
+                delta = reply.delta
+                text = delta.text
+                if text and not (delta.reasoning or delta.tool_calls or delta.logprobs):
+                    yield f"{prefixes[delta.index]}{encode(text)}{suffix}".encode()
+                    continue
+                choice = _chat_delta(delta, options.logprobs)
+                if choice is not None:
+                    yield chunk.choice(choice)
+            elif event == "start":
+                chunk.start(reply.start)
+                for index in range(options.choice_count):
+                    prefix, suffix = chunk.around(
+                        {"index": index, "delta": {"content": "\0"}, "finish_reason": None}
+                    )
+                    prefixes.append(prefix)
+                    role = {"index": index, "delta": {"role": "assistant"}, "finish_reason": None}
+                    yield chunk.choice(role, [*options.warnings, *reply.start.warnings] if index == 0 else ())
+            elif event == "finish":
+                finish = {
+                    "index": reply.finish.index,
+                    "delta": {},
+                    "finish_reason": _FINISH_REASONS.get(reply.finish.finish_reason),
+                    **_stop_reason(reply.finish),
+                }
+            elif event == "end" and options.include_usage:
                 yield chunk.usage(reply.end.usage)
+    except Exception:
         if finish is not None:
             yield chunk.choice(finish)
-            finish = None
+        raise
 
 
 def completion_events(

@@ -40,8 +40,11 @@ def bridge() -> Bridge:
 
 
 def metadata() -> Metadata:
-    """Metadata for the calls of this request: its id, for the server's log."""
-    return (("x-request-id", g.request_id),)
+    """Metadata for the calls of this request: its id, for the server's log, and that it came over REST.
+
+    The server trusts callers on its unix socket with any directory; who reaches REST is not one of them.
+    """
+    return (("x-request-id", g.request_id), ("x-mlxgui-rest", "1"))
 
 
 def open_call() -> LiveCall:

@@ -49,8 +49,8 @@ class LogitsShaper:
         prompt_tail: Sequence[int],
         vocabulary_size: int,
     ) -> None:
-        self._repetition = repetition_penalty
         self._window = sampling.repetition_context_size
+        self._repetition = repetition_penalty if self._window else 1.0  # [-0:] would be everything
         self._recent = mx.array(list(prompt_tail)[-self._window :] if self._window else [], dtype=mx.int32)
         self._presence = sampling.presence_penalty
         self._frequency = sampling.frequency_penalty

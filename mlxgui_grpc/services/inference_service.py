@@ -9,18 +9,19 @@ from mlxgui.v1 import inference_pb2 as pb
 from mlxgui.v1 import inference_pb2_grpc
 from mlxgui_grpc import convert
 from mlxgui_grpc.errors import InvalidRequestError
-from mlxgui_grpc.generation import Delta, Event, GenerationRequest, Generator, Started
+from mlxgui_grpc.generation import Event, GenerationRequest, Generator
+from mlxgui_grpc.services.call_record import CallBook
+from mlxgui_grpc.services.session import Session
 
 Context = grpc.aio.ServicerContext[Any, Any]
-
-MAX_JOIN_TOKENS = 32
 
 
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     """Cancelling a call closes its generation, which gives its rows back at the next step."""
 
-    def __init__(self, generator: Generator) -> None:
+    def __init__(self, generator: Generator, book: CallBook) -> None:
         self._generator = generator
+        self._book = book
 
     async def Chat(self, request: pb.ChatRequest, context: Context) -> pb.ChatResponse:
         chat = convert.chat_from_proto(request)
@@ -30,7 +31,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self, request: pb.ChatStreamRequest, context: Context
     ) -> AsyncIterator[pb.ChatStreamResponse]:
         chat = convert.chat_from_proto(request.request)
-        async for events in self._generator.run(chat, _join_tokens(request.options)):
+        async for events in self._generator.run(chat, convert.join_tokens_from_proto(request.options)):
             for event in events:
                 yield convert.chat_event_to_proto(event)
 
@@ -38,19 +39,23 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         completion = convert.completion_from_proto(request)
         events = await self._collect(completion)
         if request.echo:
-            events[1:1] = _echoes(completion)
+            events = convert.with_echo(events, completion)
         return convert.text_reply_to_proto(events, completion.choices * len(completion.prompts))
 
     async def GenerateStream(
         self, request: pb.GenerateStreamRequest, context: Context
     ) -> AsyncIterator[pb.GenerateStreamResponse]:
         completion = convert.completion_from_proto(request.request)
-        async for events in self._generator.run(completion, _join_tokens(request.options)):
-            for event in events:
+        join_tokens = convert.join_tokens_from_proto(request.options)
+        async for events in self._generator.run(completion, join_tokens):
+            for event in convert.with_echo(events, completion) if request.request.echo else events:
                 yield convert.text_event_to_proto(event)
-                if request.request.echo and isinstance(event, Started):
-                    for echo in _echoes(completion):
-                        yield convert.text_event_to_proto(echo)
+
+    async def Session(
+        self, requests: AsyncIterator[pb.SessionRequest], context: Context
+    ) -> AsyncIterator[pb.SessionResponse]:
+        async for response in Session(self._generator, self._book, context.peer()).run(requests):
+            yield response
 
     async def CountTokens(self, request: pb.CountTokensRequest, context: Context) -> pb.CountTokensResponse:
         name = convert.model_name(request.model)
@@ -66,18 +71,3 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
     async def _collect(self, request: GenerationRequest) -> list[Event]:
         return [event async for events in self._generator.run(request) for event in events]
-
-
-def _join_tokens(options: pb.StreamOptions) -> int:
-    if options.max_join_tokens < 0:
-        raise InvalidRequestError("max_join_tokens must not be negative", field="options.max_join_tokens")
-    return options.max_join_tokens or MAX_JOIN_TOKENS
-
-
-def _echoes(request: GenerationRequest) -> list[Event]:
-    """The prompt as the first text of each of its choices."""
-    return [
-        Delta(index * request.choices + choice, prompt.text or "", 0)
-        for index, prompt in enumerate(request.prompts)
-        for choice in range(request.choices)
-    ]

@@ -7,65 +7,42 @@ would wrap the same four kinds of handler again.
 import asyncio
 import hmac
 import inspect
-import logging
-import re
-import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextvars import ContextVar
 from typing import Any
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
-from mlxgui_grpc.errors import (
-    InternalError,
-    InvalidRequestError,
-    ModelServerError,
-    NotImplementedYetError,
-    ServerDrainingError,
-    UnauthenticatedError,
-)
-from mlxgui_grpc.metrics import Metrics
-
-log = logging.getLogger("mlxgui_grpc.access")
+from mlxgui_grpc.errors import InvalidRequestError, ModelServerError, UnauthenticatedError
+from mlxgui_grpc.services.call_record import CallBook, CallRecord
 
 REQUEST_ID = "x-request-id"
 ERROR_DOMAIN = "mlxgui.v1"
-RETRY_WHILE_DRAINING_SECONDS = 5.0
-
-request_id: ContextVar[str] = ContextVar("request_id", default="-")
-"""The id of the call that the current task serves."""
-
-_VALID_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ALWAYS_OPEN = ("/grpc.health.", "/grpc.reflection.")
-_OPEN_WHILE_DRAINING = ("/mlxgui.v1.SystemService/", "/mlxgui.v1.ModelService/GetOperation")
+_OPEN_WHILE_DRAINING = (
+    "/mlxgui.v1.SystemService/",
+    "/mlxgui.v1.ModelService/GetOperation",
+    "/mlxgui.v1.InferenceService/Session",  # refuses new requests one by one
+)
+_CARRIERS = frozenset({"/mlxgui.v1.InferenceService/Session"})
+"""Calls that the drain does not wait for: their requests are counted one by one."""
 
 
-class _Unreadable:
+UNREADABLE = "the request is not a message of this method's type"
+
+
+class Unreadable:
     """Stands for a request whose bytes do not parse."""
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """See the module. `drain` makes new work UNAVAILABLE; `running_count` is what still runs."""
+    """See the module."""
 
-    def __init__(self, metrics: Metrics, api_key: str) -> None:
+    def __init__(self, book: CallBook, api_key: str) -> None:
         """With an `api_key`, calls over TCP must carry it; the unix socket is guarded by its folder."""
-        self._metrics = metrics
+        self._book = book
         self._api_key = api_key.encode()
-        self._is_draining = False
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self.running_count = 0
-
-    def drain(self) -> None:
-        """Refuse new work from now on."""
-        self._is_draining = True
-
-    async def wait_idle(self) -> None:
-        """Return when no call runs."""
-        await self._idle.wait()
 
     async def intercept_service(
         self,
@@ -84,125 +61,74 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if handler.response_streaming:
 
             async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-                call = _CallLog(self, method, metadata, context)
+                record = await self._open(method, metadata, context)
                 try:
-                    await call.begin(request)
+                    self._check(method, metadata, context, request)
                     async for message in behavior(request, context):
-                        call.message_count += 1
+                        record.message_count += 1
                         yield message
                 except (Exception, asyncio.CancelledError) as error:
-                    await call.fail(error)
+                    await _end_badly(record, context, error)
                 finally:
-                    call.end()
+                    record.close()
 
             wrapped.behavior = stream
         else:
 
             async def unary(request: Any, context: Any) -> Any:
-                call = _CallLog(self, method, metadata, context)
+                record = await self._open(method, metadata, context)
                 try:
-                    await call.begin(request)
+                    self._check(method, metadata, context, request)
                     return await behavior(request, context)
                 except (Exception, asyncio.CancelledError) as error:
-                    await call.fail(error)
+                    await _end_badly(record, context, error)
                 finally:
-                    call.end()
+                    record.close()
 
             wrapped.behavior = unary
         return wrapped.build()
 
-    def check(self, method: str, metadata: dict[str, Any], peer: str) -> None:
+    async def _open(self, method: str, metadata: dict[str, Any], context: Any) -> CallRecord:
+        # The peer is asked for now: of a cancelled call that is over, asking is a segmentation fault (grpcio 1.85.1).
+        given_id, is_carrier = str(metadata.get(REQUEST_ID, "")), method in _CARRIERS
+        record = self._book.open(method, given_id, context.peer(), is_carrier=is_carrier)
+        try:
+            await context.send_initial_metadata(((REQUEST_ID, record.id),))
+        except BaseException:
+            record.cancelled()
+            record.close()
+            raise
+        return record
+
+    def _check(self, method: str, metadata: dict[str, Any], context: Any, request: Any) -> None:
         """Raise what forbids the call."""
-        if self._is_draining and not method.startswith(_OPEN_WHILE_DRAINING):
-            raise ServerDrainingError(
-                "The server is stopping and takes no new work",
-                retry_after_seconds=RETRY_WHILE_DRAINING_SECONDS,
-            )
-        if not self._api_key or peer.startswith("unix:"):
-            return
-        bearer = str(metadata.get("authorization", ""))
-        key = bearer[7:] if bearer[:7].lower() == "bearer " else str(metadata.get("x-api-key", ""))
-        if not hmac.compare_digest(key.encode(), self._api_key):
-            raise UnauthenticatedError(
-                "A key is required: send metadata 'authorization: Bearer KEY' or 'x-api-key: KEY'"
-            )
-
-    def observe(self, method: str, code: str, seconds: float) -> None:
-        """Count a finished call."""
-        self._metrics.calls.labels(method, code).inc()
-        self._metrics.call_seconds.labels(method).observe(seconds)
+        if not method.startswith(_OPEN_WHILE_DRAINING):
+            self._book.admit()
+        if self._api_key and not context.peer().startswith("unix:"):
+            bearer = str(metadata.get("authorization", ""))
+            key = bearer[7:] if bearer[:7].lower() == "bearer " else str(metadata.get("x-api-key", ""))
+            if not hmac.compare_digest(key.encode(), self._api_key):
+                raise UnauthenticatedError(
+                    "A key is required: send metadata 'authorization: Bearer KEY' or 'x-api-key: KEY'"
+                )
+        if isinstance(request, Unreadable):
+            raise InvalidRequestError(UNREADABLE)
 
 
-class _CallLog:
-    """One call from its first byte to its log line."""
-
-    def __init__(self, owner: CallInterceptor, method: str, metadata: dict[str, Any], context: Any) -> None:
-        self._owner = owner
-        self._method = method
-        self._metadata = metadata
-        self._context = context
-        self._started = time.monotonic()
-        self._code = "OK"
-        self._reason = "-"
-        self.message_count = 0
-        owner.running_count += 1
-        owner._idle.clear()
-        # Asked for now: once a cancelled call is over, asking gRPC for its peer is a segmentation fault (1.85.1).
-        self._peer = context.peer()
-        given = str(metadata.get(REQUEST_ID, ""))
-        self.id = given if _VALID_ID.fullmatch(given) else uuid.uuid4().hex
-
-    async def begin(self, request: Any) -> None:
-        request_id.set(self.id)
-        await self._context.send_initial_metadata(((REQUEST_ID, self.id),))
-        self._owner.check(self._method, self._metadata, self._peer)
-        if isinstance(request, _Unreadable):
-            raise InvalidRequestError("the request is not a message of this method's type")
-
-    async def fail(self, error: BaseException) -> None:
-        """End the call with the status of `error`; raises always."""
-        if isinstance(error, grpc.aio.AbortError):
+async def _end_badly(record: CallRecord, context: Any, error: BaseException) -> None:
+    """End the call with the status of `error`; raises always."""
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        if context.cancelled() or context.done() or (task is not None and task.cancelling()):
+            record.cancelled()
             raise error
-        if isinstance(error, asyncio.CancelledError):
-            if self._context.cancelled() or self._context.done():
-                self._code = "CANCELLED"
-                raise error
-            # A handler that lets an inner task's cancellation out would leave its caller hanging.
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                self._code = "CANCELLED"
-                raise error
-            log.error("%s %s: stray cancellation", self._method, self.id)
-            error = InternalError(f"The call was interrupted; the log has more under request {self.id}")
-        elif isinstance(error, NotImplementedError):
-            error = NotImplementedYetError(
-                f"{self._method.rpartition('/')[2]} is not implemented in this version"
-            )
-        elif not isinstance(error, ModelServerError):
-            log.error("%s %s failed", self._method, self.id, exc_info=error)
-            error = InternalError(f"Something went wrong; the log has more under request {self.id}")
-        self._code, self._reason = error.status.name, error.reason
-        await self._context.abort(
-            error.status, error.message, (("grpc-status-details-bin", error_details(error)),)
-        )
-
-    def end(self) -> None:
-        owner = self._owner
-        owner.running_count -= 1
-        if owner.running_count == 0:
-            owner._idle.set()
-        seconds = time.monotonic() - self._started
-        owner.observe(self._method, self._code, seconds)
-        log.info(
-            "%s peer=%s id=%s code=%s reason=%s ms=%.1f messages=%d",
-            self._method,
-            self._peer,
-            self.id,
-            self._code,
-            self._reason,
-            seconds * 1e3,
-            self.message_count,
-        )
+        # A handler that lets an inner task's cancellation out would leave its caller hanging.
+        error = RuntimeError("stray cancellation")
+    assert isinstance(error, Exception)
+    seen = record.failed(error)
+    await context.abort(seen.status, seen.message, (("grpc-status-details-bin", error_details(seen)),))
 
 
 class _Handler:
@@ -246,7 +172,7 @@ def _lenient(deserializer: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
         try:
             return deserializer(data)
         except Exception:
-            return _Unreadable()
+            return Unreadable()
 
     return deserialize
 

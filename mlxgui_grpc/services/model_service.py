@@ -55,15 +55,16 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         models = [self._to_proto(model) for model in self._catalog.models()]
+        models.sort(key=lambda model: model.name.casefold())
         if request.types:
             models = [model for model in models if model.type in request.types]
         if request.states:
             models = [model for model in models if model.state in request.states]
-        # The token is the id after which the page begins: models that come and go shift nothing.
-        after = _token(request.page_token)
-        rest = [model for model in models if model.id > after]
+        # The token is the name after which the page begins: models that come and go shift nothing.
+        after = _name_token(request.page_token)
+        rest = [model for model in models if model.name.casefold() > after]
         size = _page_size(request.page_size)
-        token = str(rest[size - 1].id) if len(rest) > size else ""
+        token = rest[size - 1].name.casefold().encode().hex() if len(rest) > size else ""
         return pb.ListModelsResponse(models=rest[:size], next_page_token=token)
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
@@ -115,7 +116,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
             operation = await self._installer.install_directory(
                 request.local_directory,
                 request.name,
-                trusted=context.peer().startswith("unix:"),
+                trusted=_is_local_user(context),
                 force=request.force,
                 request_id=request.request_id,
             )
@@ -270,15 +271,32 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         return message
 
 
+def _is_local_user(context: Context) -> bool:
+    """On the unix socket, where only this user gets; but the bridge there speaks for whoever reaches REST."""
+    metadata = dict(context.invocation_metadata() or ())
+    return context.peer().startswith("unix:") and "x-mlxgui-rest" not in metadata
+
+
 def _page_size(size: int) -> int:
     if size < 0:
         raise InvalidRequestError("page_size must not be negative", field="page_size")
     return min(size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
 
 
+def _name_token(token: str) -> str:
+    try:
+        return bytes.fromhex(token).decode()
+    except ValueError:
+        raise _foreign_token() from None
+
+
 def _token(token: str) -> int:
     if not token:
         return 0
     if not token.isascii() or not token.isdigit() or len(token) > 18:
-        raise InvalidRequestError("page_token is none that this server gave", field="page_token")
+        raise _foreign_token()
     return int(token)
+
+
+def _foreign_token() -> InvalidRequestError:
+    return InvalidRequestError("page_token is none that this server gave", field="page_token")

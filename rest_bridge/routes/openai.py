@@ -3,11 +3,12 @@
 import itertools
 from typing import Any, NoReturn
 
-from flask import Blueprint, Response
+from flask import Blueprint, Response, g
 
 from mlxgui.v1 import inference_pb2
 from rest_bridge import calls, openai, web
 from rest_bridge.errors import ApiError
+from rest_bridge.session import StreamRequest
 
 blueprint = Blueprint("openai", __name__)
 
@@ -22,13 +23,12 @@ def create_chat_completion() -> Response:
             body = openai.chat_completion(answer, options, web.bridge().fingerprint)
             return web.json_response(body, warnings=body.get("warnings", ()))
         return _event_stream(
-            stub.ChatStream,
             inference_pb2.ChatStreamRequest(request=message),
             openai.chat_events,
             options,
         )
     except ApiError as error:
-        error.param = options.param(error.param)
+        options.rename(error)
         raise
 
 
@@ -42,13 +42,12 @@ def create_completion() -> Response:
             body = openai.completion(answer, options, web.bridge().fingerprint)
             return web.json_response(body, warnings=body.get("warnings", ()))
         return _event_stream(
-            stub.GenerateStream,
             inference_pb2.GenerateStreamRequest(request=message),
             openai.completion_events,
             options,
         )
     except ApiError as error:
-        error.param = options.param(error.param)
+        options.rename(error)
         raise
 
 
@@ -58,7 +57,7 @@ def create_embedding() -> Response:
     try:
         answer = _watched(web.bridge().backend.inference.Embed, message)
     except ApiError as error:
-        error.param = options.param(error.param)
+        options.rename(error)
         raise
     body = openai.embeddings(answer, options)
     return web.json_response(body, warnings=body.get("warnings", ()))
@@ -83,14 +82,14 @@ def _watched(method: Any, message: Any) -> Any:
         )
 
 
-def _event_stream(method: Any, message: Any, events: Any, options: openai.Options) -> Response:
-    live = web.open_call()
+def _event_stream(message: StreamRequest, events: Any, options: openai.Options) -> Response:
+    bridge, live = web.bridge(), web.open_call()
     try:
         # The first message is awaited before any header is sent: until then a failure is an honest status.
         first, rest = calls.stream(
-            method, message, live, web.bridge().config.inference_timeout_seconds, web.metadata()
+            bridge.backend.session, message, live, bridge.config.inference_timeout_seconds, g.request_id
         )
-        chunks = events(itertools.chain((first,), rest), options, web.bridge().fingerprint)
+        chunks = events(itertools.chain((first,), rest), options, bridge.fingerprint)
         response = web.event_stream(chunks, live)
     except BaseException:
         live.close()

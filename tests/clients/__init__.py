@@ -1,0 +1,1 @@
+"""Every kind of client runs the main job against the real program."""

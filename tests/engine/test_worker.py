@@ -1,0 +1,170 @@
+"""The worker process by itself, driven through frames by its real supervisor."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from mlxgui_grpc.engine import frames
+from mlxgui_grpc.engine.supervisor import Call, WorkerConfig, WorkerProcess, worker_environment
+from mlxgui_grpc.errors import EngineDeadError, ModelServerError, QueueFullError
+from tests.support_models import DEMO
+
+WAIT_SECONDS = 120.0
+
+
+def prompt(text: str) -> frames.Prompt:
+    return frames.Prompt(messages=json.dumps([{"role": "user", "content": text}]).encode())
+
+
+FRANCE = prompt("What is the capital of France?")
+ENDLESS = frames.Sampling(max_tokens=4000, logit_bias={0: -100.0, 2: -100.0})
+
+
+async def pieces(call: Call) -> list[frames.Piece]:
+    """Everything until the call's rows are finished."""
+    found: list[frames.Piece] = []
+    with call:
+        while sum(bool(piece.finish) for piece in found) < len(call.keys):
+            events = await asyncio.wait_for(call.take(), WAIT_SECONDS)
+            found += [event for event in events if isinstance(event, frames.Piece)]
+    return found
+
+
+async def test_one_worker_through_its_life(tmp_path: Path) -> None:
+    """One process for all of it, for starting one costs seconds of CPU: ready, load, serve, pause, bound, die."""
+    config = WorkerConfig(tmp_path, max_rows=2, max_waiting_rows=2)
+    worker = await WorkerProcess.spawn(config, {**os.environ, "HF_TOKEN": "hf_secret"})
+    ready = await asyncio.wait_for(worker.ready(), WAIT_SECONDS)
+    assert {"mlx", "mlx-lm", "transformers"} <= set(ready.versions) and worker.is_ready
+    environment = Path(f"/proc/{worker.pid}/environ")
+    if environment.exists():
+        assert b"hf_secret" not in environment.read_bytes()
+
+    loaded = await asyncio.wait_for(worker.load("demo", DEMO), WAIT_SECONDS)
+    assert loaded.batchable and loaded.context_length == 4096 and loaded.weight_bytes > 10**6
+
+    # Rows, counts and usage.
+    (first, *_), *_ = [await pieces(worker.submit([FRANCE], frames.Sampling(), 1, 0))]
+    assert first.key == 1
+    found = await pieces(worker.submit([FRANCE, prompt("What is the capital of Italy?")], frames.Sampling(), 1, 0))
+    texts = ["".join(p.text for p in found if p.key == key) for key in sorted({p.key for p in found})]
+    assert texts == ["The capital of France is Paris.", "The capital of Italy is Rome."]
+    with worker.count(FRANCE) as counting:
+        (counted,) = await asyncio.wait_for(counting.take(), WAIT_SECONDS)
+    assert isinstance(counted, frames.Counted) and counted.token_count > 5
+    usage = await asyncio.wait_for(worker.usage(), WAIT_SECONDS)
+    assert (usage.running_count, usage.waiting_count, usage.kv_bytes) == (0, 0, 0)
+    assert usage.active_bytes >= loaded.weight_bytes
+
+    # A paused row holds its place and its text; others go on; resumed, it goes on where it was.
+    story = "".join(p.text for p in await pieces(worker.submit([prompt("Tell me a story.")], frames.Sampling(), 1, 0)))
+    paused = worker.submit([prompt("Tell me a story.")], frames.Sampling(), 1, 0)
+    (key,) = paused.keys
+    got: list[frames.Piece] = []
+    with paused:
+        while not got:
+            got += [e for e in await asyncio.wait_for(paused.take(), WAIT_SECONDS) if isinstance(e, frames.Piece)]
+        worker._send(frames.Pause(key))
+        await pieces(worker.submit([FRANCE], frames.Sampling(), 1, 0))
+        usage = await asyncio.wait_for(worker.usage(), WAIT_SECONDS)
+        if not got[-1].finish:
+            assert usage.running_count == 0 and usage.kv_bytes > 0
+        worker._send(frames.Resume(key))
+        while not got[-1].finish:
+            got += [e for e in await asyncio.wait_for(paused.take(), WAIT_SECONDS) if isinstance(e, frames.Piece)]
+    assert "".join(piece.text for piece in got) == story
+
+    # The bound counts rows, and those that were given back make room.
+    running = [worker.submit([FRANCE], ENDLESS, 2, 0) for _ in range(2)]
+    with pytest.raises(QueueFullError):
+        worker.submit([FRANCE], ENDLESS, 1, 0)
+    running[0].__exit__()
+    assert worker.open_call_count == 2
+
+    # Death: whoever waits hears of it, and of its cause; nothing can be sent any more.
+    waiting = asyncio.create_task(asyncio.wait_for(asyncio.shield(_last(running[1])), WAIT_SECONDS))
+    await asyncio.sleep(0)
+    worker.kill()
+    with pytest.raises(EngineDeadError, match="SIGKILL"):
+        await waiting
+    await asyncio.wait_for(worker.exited.wait(), WAIT_SECONDS)
+    assert not worker.is_alive
+    with pytest.raises(EngineDeadError):
+        worker.submit([FRANCE], frames.Sampling(), 1, 0)
+    with pytest.raises(EngineDeadError):
+        await worker.usage()
+
+
+async def _last(call: Call) -> None:
+    while True:
+        await call.take()
+
+
+async def test_a_worker_ends_when_its_socket_closes_whatever_it_does(tmp_path: Path) -> None:
+    """Even in the middle of its imports."""
+    worker = await WorkerProcess.spawn(WorkerConfig(tmp_path), os.environ)
+    await asyncio.wait_for(worker.stop(), WAIT_SECONDS)
+    assert worker.exited.is_set() and not worker.is_alive
+    with pytest.raises(ModelServerError):
+        await asyncio.wait_for(worker.ready(), WAIT_SECONDS)
+
+
+RECORDER = """
+import sys
+import mlx.core as mx
+
+def record(limit):
+    open({marker!r}, "a").write(f"{{limit}}\\n")
+    return 0
+
+mx.set_wired_limit = record
+from mlxgui_grpc.engine import worker
+sys.argv = ["worker", "--fd", {fd!r}]
+worker.main()
+"""
+
+
+async def test_the_wired_limit_is_never_set(tmp_path: Path) -> None:
+    """Not while loading, warming or decoding: mlx-lm's generators would, in their constructors."""
+    import socket
+
+    marker = tmp_path / "limits.txt"
+    ours, theirs = socket.socketpair()
+    with theirs:
+        script = RECORDER.format(marker=str(marker), fd=str(theirs.fileno()))
+        child = subprocess.Popen([sys.executable, "-c", script], pass_fds=[theirs.fileno()])
+    reader, writer = await asyncio.open_connection(sock=ours)
+    buffer = frames.FrameBuffer()
+    writer.write(frames.encode(frames.Load(str(DEMO))))
+    writer.write(frames.encode(frames.Submit((1,), FRANCE, frames.Sampling(max_tokens=8))))
+    async with asyncio.timeout(WAIT_SECONDS):
+        events = _events(reader, buffer)
+        finished = False
+        async for event in events:
+            assert not isinstance(event, frames.Failed), event
+            if isinstance(event, frames.Step) and event.pieces[-1].finish:
+                finished = True
+                break
+    writer.close()
+    assert finished and child.wait(WAIT_SECONDS) == 0
+    assert not marker.exists()
+
+
+async def _events(reader: asyncio.StreamReader, buffer: frames.FrameBuffer) -> AsyncIterator[frames.Event]:
+    while data := await reader.read(1 << 16):
+        for body in buffer.feed(data):
+            yield frames.decode_event(body)
+
+
+def test_a_worker_s_environment_has_no_secrets_and_no_network(tmp_path: Path) -> None:
+    given = {"HF_TOKEN": "a", "HUGGINGFACE_HUB_TOKEN": "b", "MLX_GUI_API_KEY": "c", "PATH": "/bin"}
+    environment = worker_environment(given, tmp_path)
+    assert not {"a", "b", "c"} & set(environment.values())
+    assert environment["TMPDIR"] == str(tmp_path) and environment["PATH"] == "/bin"
+    assert environment["HF_HUB_OFFLINE"] == environment["TRANSFORMERS_OFFLINE"] == "1"

@@ -1,0 +1,104 @@
+"""Frames between control process and worker: every message survives, wherever the stream is cut."""
+
+import struct
+from typing import Any, get_args
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlxgui_grpc.engine import frames
+
+COMMANDS: tuple[type[msgspec.Struct], ...] = get_args(frames.Command)
+EVENTS: tuple[type[msgspec.Struct], ...] = get_args(frames.Event)
+
+keys = st.integers(0, 2**62)
+texts = st.text(max_size=40)
+finite = st.floats(allow_nan=False, allow_infinity=False)
+samplings = st.builds(
+    frames.Sampling,
+    max_tokens=st.integers(0, 16_384),
+    temperature=st.none() | finite,
+    seed=st.none() | st.integers(-(2**63), 2**63 - 1),
+    stop=st.lists(texts, max_size=3).map(tuple),
+    logit_bias=st.dictionaries(st.integers(0, 2**31), finite, max_size=3),
+)
+prompts = st.builds(
+    frames.Prompt,
+    messages=st.binary(max_size=50),
+    text=st.none() | texts,
+    token_ids=st.lists(st.integers(0, 2**31), max_size=5).map(tuple),
+)
+spent = st.none() | st.builds(frames.Spent, finite, finite, finite)
+pieces = st.builds(
+    frames.Piece, keys, st.integers(0, 999), texts, st.sampled_from(["", "stop", "length"]), texts, spent
+)
+key_tuples = st.lists(keys, max_size=4).map(tuple)
+messages: dict[type[msgspec.Struct], st.SearchStrategy[Any]] = {
+    frames.Load: st.builds(frames.Load, texts, st.booleans(), st.integers(1, 99)),
+    frames.Submit: st.builds(frames.Submit, key_tuples, prompts, samplings, st.integers(-100, 100)),
+    frames.Cancel: st.builds(frames.Cancel, key_tuples),
+    frames.Pause: st.builds(frames.Pause, keys),
+    frames.Resume: st.builds(frames.Resume, keys),
+    frames.Count: st.builds(frames.Count, keys, prompts),
+    frames.AskUsage: st.builds(frames.AskUsage),
+    frames.Ready: st.builds(frames.Ready, texts, st.dictionaries(texts, texts, max_size=3)),
+    frames.Loaded: st.builds(frames.Loaded, keys, st.booleans(), keys, finite),
+    frames.Accepted: st.builds(frames.Accepted, key_tuples, keys, st.lists(texts, max_size=2).map(tuple)),
+    frames.Prefilled: st.builds(frames.Prefilled, key_tuples, keys, keys),
+    frames.Step: st.builds(frames.Step, st.lists(pieces, max_size=8)),
+    frames.Failed: st.builds(frames.Failed, key_tuples, texts, texts, texts),
+    frames.Counted: st.builds(frames.Counted, keys, keys),
+    frames.Usage: st.builds(frames.Usage, keys, keys, keys, keys, keys, keys),
+}
+
+
+def test_every_message_is_covered() -> None:
+    assert set(messages) == {*COMMANDS, *EVENTS}
+
+
+@given(
+    st.one_of(*(messages[kind] for kind in COMMANDS)),
+    st.one_of(*(messages[kind] for kind in EVENTS)),
+)
+def test_a_message_survives_the_wire(command: Any, event: Any) -> None:
+    (body,) = frames.FrameBuffer().feed(frames.encode(command))
+    assert frames.decode_command(body) == command
+    (body,) = frames.FrameBuffer().feed(frames.encode(event))
+    assert frames.decode_event(body) == event
+
+
+@given(st.lists(st.one_of(*(messages[kind] for kind in EVENTS)), max_size=5), st.data())
+def test_frames_come_out_whole_wherever_the_stream_is_cut(sent: list[Any], data: st.DataObject) -> None:
+    stream = b"".join(frames.encode(event) for event in sent)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=12)))
+    buffer = frames.FrameBuffer()
+    received: list[Any] = []
+    for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
+        received += [frames.decode_event(body) for body in buffer.feed(stream[start:end])]
+    assert received == sent
+
+
+def test_frames_come_out_whole_byte_by_byte() -> None:
+    sent = [
+        frames.Step([frames.Piece(1, 2, "Größe 🙂", "stop", "x", frames.Spent(1.0, 2.0, 3.0))]),
+        frames.Counted(7, 9),
+    ]
+    buffer = frames.FrameBuffer()
+    stream = b"".join(map(frames.encode, sent))
+    bodies = [body for i in range(len(stream)) for body in buffer.feed(stream[i : i + 1])]
+    assert [frames.decode_event(body) for body in bodies] == sent
+
+
+def test_a_length_that_no_frame_of_ours_has_is_refused() -> None:
+    with pytest.raises(ValueError, match="not one of ours"):
+        list(frames.FrameBuffer().feed(struct.pack("<I", frames.MAX_FRAME_BYTES + 1)))
+
+
+@given(st.binary(max_size=60))
+def test_a_body_of_random_bytes_is_refused_by_type(body: bytes) -> None:
+    try:
+        frames.decode_event(body)
+    except (msgspec.DecodeError, msgspec.ValidationError):
+        return

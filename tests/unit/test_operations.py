@@ -1,0 +1,136 @@
+"""Long actions: told to all who watch, cancelled once however many ask, and durable before anybody hears of it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from mlxgui_grpc.catalog import Catalog, InstalledModel, Origin
+from mlxgui_grpc.errors import ModelIncompatibleError, OperationNotFoundError
+from mlxgui_grpc.operations import InstallProgress, Operation, Operations
+
+MODEL = InstalledModel(name="m", origin=Origin.DIRECTORY, path=Path("/m"))
+WAIT_SECONDS = 30.0
+
+
+@pytest.fixture
+async def catalog(tmp_path: Path) -> AsyncIterator[Catalog]:
+    catalog = Catalog(tmp_path / "state.db")
+    await catalog.open()
+    yield catalog
+    await catalog.close()
+
+
+async def for_ever(operation: Operation) -> InstalledModel:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def succeed(operation: Operation) -> InstalledModel:
+    return MODEL
+
+
+async def start(operations: Operations, action: object = for_ever) -> Operation:
+    return await operations.start("install", "m", InstallProgress(), action)  # type: ignore[arg-type]
+
+
+async def test_an_operation_ends_with_its_result(catalog: Catalog) -> None:
+    operations = Operations(catalog)
+    operation = await start(operations, succeed)
+    assert await asyncio.wait_for(operations.wait(operation), WAIT_SECONDS) is MODEL
+    assert operations.get(operation.id).is_done and operations.running("install", "m") is None
+    with pytest.raises(OperationNotFoundError):
+        operations.get("op-none")
+
+
+async def test_watchers_see_every_state_at_last_the_end(catalog: Catalog) -> None:
+    go_on = asyncio.Event()
+
+    async def action(operation: Operation) -> InstalledModel:
+        assert isinstance(operation.progress, InstallProgress)
+        for number in range(5):
+            operation.progress.done_bytes = number
+            operation.changed()
+            await asyncio.sleep(0)
+        await go_on.wait()
+        raise ModelIncompatibleError("no")
+
+    operations = Operations(catalog)
+    operation = await start(operations, action)
+
+    async def watch() -> list[bool]:
+        seen = []
+        async for state in operations.watch(operation):
+            seen.append(state.is_done)
+            go_on.set()
+        return seen
+
+    for seen in await asyncio.wait_for(asyncio.gather(*(watch() for _ in range(3))), WAIT_SECONDS):
+        assert seen[-1] and not any(seen[:-1])
+    assert isinstance(operation.error, ModelIncompatibleError)
+
+
+async def test_many_who_cancel_at_once_all_hear_of_one_end(catalog: Catalog) -> None:
+    """Also in the moment between the action's end and its record."""
+    operations = Operations(catalog)
+    for ticks in range(12):
+        operation = await start(operations)
+        waiting = asyncio.create_task(operations.wait(operation))
+        cancels = []
+        for _ in range(4):
+            cancels.append(asyncio.create_task(operations.cancel(operation)))
+            for _ in range(ticks):
+                await asyncio.sleep(0)
+        await asyncio.wait_for(asyncio.gather(*cancels), WAIT_SECONDS)
+        assert operation.is_done and operation.error is not None and operation.error.reason == "CANCELLED"
+        with pytest.raises(type(operation.error)):
+            await asyncio.wait_for(waiting, WAIT_SECONDS)
+
+
+async def test_cancelling_what_is_about_to_succeed_hangs_nobody(catalog: Catalog) -> None:
+    operations = Operations(catalog)
+    for ticks in range(8):
+        operation = await start(operations, succeed)
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        await asyncio.wait_for(operations.cancel(operation), WAIT_SECONDS)
+        assert operation.is_done and (operation.result is MODEL or operation.error is not None)
+
+
+async def test_what_a_dead_server_left_is_failed_and_kept(tmp_path: Path) -> None:
+    """The next server answers for it; what had ended keeps its end."""
+    first = Catalog(tmp_path / "state.db")
+    await first.open()
+    operations = Operations(first)
+
+    async def fail(operation: Operation) -> InstalledModel:
+        raise ModelIncompatibleError("it is broken")
+
+    failed, running = await start(operations, fail), await start(operations)
+    with pytest.raises(ModelIncompatibleError):
+        await operations.wait(failed)
+    await first.close()
+
+    second = Catalog(tmp_path / "state.db")
+    recovered = Operations(second)
+    await recovered.recover(await second.open())
+    assert recovered.get(failed.id).error is not None
+    again = recovered.get(failed.id).error
+    assert isinstance(again, ModelIncompatibleError) and again.message == "it is broken"
+    lost = recovered.get(running.id)
+    assert lost.is_done and lost.error is not None and "start it again" in lost.error.message
+    assert [o.id for o in recovered.list(include_done=True)] == [running.id, failed.id]
+    assert recovered.list(include_done=False) == []
+    await second.close()
+    assert running.task is not None
+    running.task.cancel()
+
+
+async def test_names_are_compared_without_regard_to_case(catalog: Catalog) -> None:
+    operations = Operations(catalog)
+    operation = await start(operations)
+    assert operations.running("install", "M") is operation
+    assert operations.running("load", "m") is None
+    await operations.close()
+    assert operation.is_done

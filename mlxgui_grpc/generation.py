@@ -173,7 +173,7 @@ class Generator:
                                     model=model.name,
                                     create_time=time.time(),
                                     prompt_token_count=prompt_tokens,
-                                    warnings=[*request.warnings, *event.warnings],
+                                    warnings=request.warnings,
                                 )
                             )
                     elif type(event) is frames.Prefilled:

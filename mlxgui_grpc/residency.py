@@ -35,9 +35,6 @@ class Resident:
     state: str = "loading"  # loading, loaded, unloading
     worker: WorkerProcess | None = None
     loaded: frames.Loaded | None = None
-    load_time: float = 0.0
-    """Unix seconds at which it was ready."""
-    last_use_time: float | None = None
     use_count: int = 0
     """Requests that hold it now."""
     waiting_count: int = 0
@@ -77,7 +74,6 @@ class Residency:
         self._view_numbers = itertools.count()
         self.versions: dict[str, str] = {}
         """Versions of the engine's packages, as the first worker reported them."""
-        self.device = ""
 
     def start(self) -> None:
         """Begin to warm the standbys."""
@@ -101,11 +97,6 @@ class Residency:
     def list(self) -> list[Resident]:
         """All residents, the oldest first."""
         return list(self._residents.values())
-
-    @property
-    def standby_ready_count(self) -> int:
-        """Workers that are warm and have no model."""
-        return self._standby.ready_count
 
     def is_loaded(self, name: str) -> bool:
         """Ready to serve."""
@@ -131,7 +122,6 @@ class Residency:
             yield Lease(resident, resident.worker, 0.0 if was_loaded else time.monotonic() - started)
         finally:
             resident.use_count -= 1
-            resident.last_use_time = time.time()
             self._catalog.note_use(model.name)
             self._standby.fill()
 
@@ -224,9 +214,9 @@ class Residency:
             await asyncio.to_thread(self._prepare, model, view)
             worker = resident.worker = await self._standby.take()
             ready = await worker.ready()
-            self.versions, self.device = ready.versions, ready.device
+            self.versions = ready.versions
             resident.loaded = await worker.load(model.name, view)
-            resident.state, resident.load_time = "loaded", time.time()
+            resident.state = "loaded"
             worker.on_exit = lambda: self._forget(resident)
             if not worker.is_alive:
                 raise ModelLoadFailedError(f"Model '{model.name}' could not be loaded: its worker ended")
@@ -284,10 +274,6 @@ class _Standby:
         self._count = count
         self._workers: list[WorkerProcess] = []
         self._filling: asyncio.Task[None] | None = None
-
-    @property
-    def ready_count(self) -> int:
-        return sum(worker.is_ready for worker in self._workers)
 
     def fill(self) -> None:
         """Start what is missing, in the background and below everything else in priority."""

@@ -90,7 +90,8 @@ def query_boolean(name: str, default: bool) -> bool:
 
 def json_response(body: JsonObject, status: int = 200, warnings: Iterable[str] = ()) -> Response:
     """A JSON answer; the warnings go into a header too."""
-    response = Response(_ENCODE(body), status, mimetype="application/json")
+    # A key of the caller's, named in a warning, may hold half of a surrogate pair, which UTF-8 does not have.
+    response = Response(_ENCODE(body).encode("utf-8", "replace"), status, mimetype="application/json")
     report(response, warnings)
     return response
 

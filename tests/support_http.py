@@ -135,6 +135,18 @@ class EventReader:
                 return
         raise AssertionError("the stream ended before its first text")
 
+    def read_rest(self) -> list[bytes]:
+        """Every whole event that still comes, until the stream ends or breaks."""
+        assert self.response is not None
+        lines = []
+        try:
+            while line := self.response.readline():
+                if line.endswith(b"\n") and line != b"\n":
+                    lines.append(line.rstrip(b"\n"))
+        except (http.client.HTTPException, OSError):
+            pass
+        return lines
+
     def close(self, *, reset: bool = False) -> None:
         """Go away: with a FIN, or with an RST."""
         if reset and self._connection.sock is not None:

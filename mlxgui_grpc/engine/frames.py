@@ -122,7 +122,6 @@ class Accepted(msgspec.Struct, tag="accepted", array_like=True, frozen=True):
 
     keys: tuple[int, ...]
     prompt_token_count: int
-    warnings: tuple[str, ...] = ()
 
 
 class Prefilled(msgspec.Struct, tag="prefilled", array_like=True, frozen=True):
@@ -178,8 +177,6 @@ class Usage(msgspec.Struct, tag="usage", array_like=True, frozen=True):
     """What the worker holds: MLX's own counts and the rows at each stage."""
 
     active_bytes: int
-    cache_bytes: int
-    peak_bytes: int
     kv_bytes: int
     running_count: int
     waiting_count: int

@@ -44,7 +44,6 @@ class EngineRow:
     token_count: int = 0
     unreported_count: int = 0
     """Tokens decoded whose text is still held back: they are counted with the next text."""
-    is_paused: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -136,7 +135,6 @@ class Scheduler:
             return
         row = self._batch.rows[index]
         token, cache = self._batch.take(index)
-        row.is_paused = True
         if (piece := self._advance(row, token)) is not None:
             self._send(frames.Step([piece]))
             if piece.finish:
@@ -146,7 +144,6 @@ class Scheduler:
     def resume(self, key: int) -> None:
         """Let a paused row decode on."""
         if parked := self._parked.pop(key, None):
-            parked.row.is_paused = False
             self._resumable.append(parked)
 
     def fail_all(self, reason: str, message: str) -> None:

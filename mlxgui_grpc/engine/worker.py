@@ -5,6 +5,7 @@ chat templates and tokenizes. The process ends when its socket closes, whatever 
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -125,9 +126,11 @@ class Worker:
 
     def _read(self) -> None:
         buffer = frames.FrameBuffer()
-        while data := self._connection.recv(1 << 18):
-            for body in buffer.feed(data):
-                self._dispatch(frames.decode_command(body))
+        # Reset is how a socket ends whose other side was killed with frames of ours unread.
+        with contextlib.suppress(ConnectionResetError):
+            while data := self._connection.recv(1 << 18):
+                for body in buffer.feed(data):
+                    self._dispatch(frames.decode_command(body))
         os._exit(0)  # The control process is gone, or wants this one gone.
 
     def _dispatch(self, command: frames.Command) -> None:
@@ -241,8 +244,6 @@ class Worker:
         self._outbox.send(
             frames.Usage(
                 active_bytes=mx.get_active_memory(),
-                cache_bytes=mx.get_cache_memory(),
-                peak_bytes=mx.get_peak_memory(),
                 kv_bytes=scheduler.kv_bytes,
                 running_count=scheduler.running_count,
                 waiting_count=scheduler.waiting_count,

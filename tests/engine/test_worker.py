@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -132,8 +133,6 @@ worker.main()
 
 async def test_the_wired_limit_is_never_set(tmp_path: Path) -> None:
     """Not while loading, warming or decoding: mlx-lm's generators would, in their constructors."""
-    import socket
-
     marker = tmp_path / "limits.txt"
     ours, theirs = socket.socketpair()
     with theirs:
@@ -152,7 +151,8 @@ async def test_the_wired_limit_is_never_set(tmp_path: Path) -> None:
                 finished = True
                 break
     writer.close()
-    assert finished and child.wait(WAIT_SECONDS) == 0
+    await writer.wait_closed()
+    assert finished and await asyncio.to_thread(child.wait, WAIT_SECONDS) == 0
     assert not marker.exists()
 
 

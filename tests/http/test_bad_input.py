@@ -533,6 +533,15 @@ def test_bodies_that_never_come_hold_nobody_up(http: RestSession) -> None:
             connection.close()
 
 
+def test_a_key_that_is_no_text_is_answered_all_the_same(http: RestSession) -> None:
+    """Where it is named in a warning, and where it is refused by name."""
+    answer = http.post(CHAT, data=json.dumps({**chat_body(), "\ud800": 1}))
+    assert answer.json()["choices"][0]["message"]["content"] == PARIS
+    assert answer.json()["warnings"]
+    assert "Unknown field" in native_error(http.post(GENERATE, data='{"prompt": "x", "\\ud800": 1}'), 400)
+    native_error(http.post(GENERATE, data='{"prompt": "x", "\\ud800": 1, "\\ud800": 2}'), 400)
+
+
 def test_images_for_a_text_model_are_ignored_with_a_warning(http: RestSession) -> None:
     """As documented."""
     url = "data:image/png;base64,iVBORw0KGgo="

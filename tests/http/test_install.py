@@ -87,7 +87,7 @@ def test_installing_waits_and_the_model_answers(http: RestSession, cleared: Loop
 def test_an_operation_tells_its_progress_in_bytes(http: RestSession, cleared: LoopbackHub) -> None:
     """`wait=false` answers at once where to look; it can be looked at, listed, and ends with the model."""
     cleared.add("rest/progress", DEMO)
-    hold = cleared.hold(WEIGHTS, 64 * 1024)
+    hold = cleared.hold(WEIGHTS, 1_500_000)
     accepted = http.post(INSTALL + "?wait=false", json={"model_id": "rest/progress"})
     assert accepted.status_code == 202
     begun = accepted.json()
@@ -321,7 +321,7 @@ def test_a_running_model_is_not_deleted_unless_forced(
         assert native_error(response, 409)
         assert response.headers["X-Should-Retry"] == "false"
     assert http.delete("/v1/models/busy?force=true").json()["status"] == "deleted"
-    last = [line for line in iter(client.read_event, b"")][-2:]
+    last = client.read_rest()[-2:]
     client.close()
     assert last[1] == b"data: [DONE]"
     assert json.loads(last[0].removeprefix(b"data: "))["error"]["code"] == "cancelled"

@@ -125,10 +125,16 @@ class Catalog:
     async def open(self) -> list[OperationRecord]:
         """Open or create the database; returns the operations of earlier servers, oldest first.
 
-        Finished ones are kept for a week, `KEPT_OPERATIONS` at most.
+        Finished ones are kept for a week, `KEPT_OPERATIONS` at most. Raises OSError, with a sentence for the user,
+        when the file is no database of ours.
         """
         loop = asyncio.get_running_loop()
-        models, operations = await loop.run_in_executor(self._writer, self._open)
+        try:
+            models, operations = await loop.run_in_executor(self._writer, self._open)
+        except sqlite3.DatabaseError as error:
+            raise OSError(
+                f"{self._path} cannot be read ({error}): move it away, or choose another folder with MLX_GUI_HOME"
+            ) from error
         self._models = {_key(model.name): model for model in models}
         return operations
 

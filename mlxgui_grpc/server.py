@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 import psutil
+from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -256,6 +257,24 @@ def _add_reflection(server: grpc.aio.Server, services: list[str]) -> None:
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler(_REFLECTION_V1, {"ServerReflectionInfo": handler}),)
     )
+    _describe_reflection_v1(reflection_pb2.DESCRIPTOR)
+
+
+def _describe_reflection_v1(alpha: Any) -> None:
+    """Make the descriptor of v1 known, which no package brings: who lists the services asks for each one's too."""
+    described = descriptor_pb2.FileDescriptorProto()
+    alpha.CopyToProto(described)
+    described.name = "grpc/reflection/v1/reflection.proto"
+    described.package = described.package.replace("v1alpha", "v1")
+    for message in described.message_type:
+        for field in message.field:
+            if field.type_name:
+                field.type_name = field.type_name.replace("v1alpha", "v1")
+    for service in described.service:
+        for method in service.method:
+            method.input_type = method.input_type.replace("v1alpha", "v1")
+            method.output_type = method.output_type.replace("v1alpha", "v1")
+    descriptor_pool.Default().AddSerializedFile(described.SerializeToString())
 
 
 def _hub(config: ServerConfig) -> Hub:

@@ -149,10 +149,12 @@ def watched(
         return call.result()
 
 
-def progress(method: Any, request: Any, live: LiveCall, metadata: Metadata) -> tuple[Any, Iterator[Any]]:
-    """The snapshots of a long action, which has begun well: the first, and the rest. Raises ApiError if it has not."""
+def stream(
+    method: Any, request: Any, live: LiveCall, timeout_seconds: float | None, metadata: Metadata
+) -> tuple[Any, Iterator[Any]]:
+    """A streamed call that has begun well: its first message, and the rest. Raises ApiError if it has not."""
     with as_api_error():
-        call = method(request, metadata=metadata)
+        call = method(request, timeout=timeout_seconds, metadata=metadata)
         live.attach(call)
         try:
             return next(call), call
@@ -160,10 +162,10 @@ def progress(method: Any, request: Any, live: LiveCall, metadata: Metadata) -> t
             raise ApiError("INTERNAL", "The model server ended the stream before it began.") from None
 
 
-def stream(
+def session_stream(
     session: Session, request: StreamRequest, live: LiveCall, timeout_seconds: float, request_id: str
 ) -> tuple[Any, Iterator[Any]]:
-    """A stream that has begun well: its first event, and the rest. Raises ApiError if it has not."""
+    """The same over the session, which costs less than a call of its own when many are live."""
     call = session.open(request, timeout_seconds, request_id)
     live.attach(call)
     return next(call), call

@@ -39,7 +39,7 @@ class RestSession(requests.Session):
         self.base_url = base_url
         self.trust_env = False
 
-    def request(self, method: Any, url: Any, *args: Any, **kwargs: Any) -> requests.Response:  # type: ignore[override]
+    def request(self, method: Any, url: Any, *args: Any, **kwargs: Any) -> requests.Response:
         kwargs.setdefault("timeout", HTTP_SECONDS)
         return super().request(method, self.base_url + str(url), *args, **kwargs)
 

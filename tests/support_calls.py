@@ -1,6 +1,6 @@
 """Requests and replies of the contract in one line each."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,14 +15,14 @@ END_TOKENS = {0: -100.0, 2: -100.0}
 
 CALL_SECONDS = 120.0
 
-Text = str | Sequence[tuple["inference_pb2.Role", str]]
-
 
 def sampling(**fields: Any) -> common_pb2.SamplingParams:
     return common_pb2.SamplingParams(**fields)
 
 
-def message(text: str, role: "inference_pb2.Role" = inference_pb2.ROLE_USER) -> inference_pb2.ChatMessage:
+def message(
+    text: str, role: "inference_pb2.Role.ValueType" = inference_pb2.ROLE_USER
+) -> inference_pb2.ChatMessage:
     return inference_pb2.ChatMessage(role=role, content=[inference_pb2.ContentPart(text=text)])
 
 

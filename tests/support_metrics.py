@@ -23,7 +23,9 @@ class Gauges:
         for family in text_string_to_metric_families(body):
             for sample in family.samples:
                 if sample.name == f"mlxgui:{name}":
-                    values[sample.labels.get("model_name") or sample.labels.get("process", "")] += sample.value
+                    values[sample.labels.get("model_name") or sample.labels.get("process", "")] += (
+                        sample.value
+                    )
         return values
 
     def is_idle(self, model: str) -> bool:

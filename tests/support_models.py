@@ -46,7 +46,9 @@ def build_tiny(
     mx.random.seed(seed)
     parameters: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
     weights = {
-        name: mx.ones(value.shape) if value.ndim == 1 else mx.random.normal(value.shape) * value.shape[-1] ** -0.5
+        name: mx.ones(value.shape)
+        if value.ndim == 1
+        else mx.random.normal(value.shape) * value.shape[-1] ** -0.5
         for name, value in sorted(parameters.items())
     }
     # The end token's logit is 0 always, which is never the largest of 1,024.

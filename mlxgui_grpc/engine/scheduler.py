@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from mlxgui_grpc.engine import frames
 from mlxgui_grpc.engine.batch import DecodeBatch, Prefill
@@ -56,7 +56,7 @@ class _Parked:
 
 
 class Scheduler:
-    """Owns the rows. All methods but `call` and `close` run on the MLX thread."""
+    """Owns the rows. All methods but `call` run on the MLX thread."""
 
     def __init__(
         self,
@@ -80,7 +80,8 @@ class Scheduler:
         self._steps_since_admission = ADMIT_EVERY_STEPS
         self._calls: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
-        self._is_closed = False
+        self.turn_count = 0
+        """Turns that went well."""
 
     # From other threads.
 
@@ -90,24 +91,18 @@ class Scheduler:
             self._calls.append(function)
             self._wake.notify()
 
-    def close(self) -> None:
-        """Let `run` return after the step at hand."""
-        with self._wake:
-            self._is_closed = True
-            self._wake.notify()
-
     # On the MLX thread.
 
-    def run(self) -> None:
-        """Work until closed. Sleeps on a condition when there is nothing to do."""
+    def run(self) -> NoReturn:
+        """Work for ever. Sleeps on a condition when there is nothing to do."""
         while True:
             while self._calls:
                 self._calls.popleft()()
-            if self._is_closed:
-                return
-            if not self.turn():
+            if self.turn():
+                self.turn_count += 1
+            else:
                 with self._wake:
-                    while not self._calls and not self._is_closed:
+                    while not self._calls:
                         self._wake.wait()
 
     def submit(self, rows: list[EngineRow]) -> None:

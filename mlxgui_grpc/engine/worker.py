@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,20 +108,19 @@ class Worker:
         if self._scheduler is None:
             threading.Event().wait()  # A tokenizer-only worker: the helper thread does all.
             return
-        failures = 0
+        turns_before = -1
         while True:
             try:
                 self._scheduler.run()
-                return
             except Exception as error:
-                # The batch that raised is failed and forgotten; a second failure in a row ends the process, for
-                # then it is not the batch.
-                failures += 1
                 reason = "OUT_OF_MEMORY" if is_memory_error(error) else "GENERATION_FAILED"
                 print(f"engine step failed: {error!r}", file=sys.stderr, flush=True)
                 self._scheduler.fail_all(reason, f"the engine failed: {error}")
-                if failures > 1:
+                # The batch that raised is failed and forgotten; when nothing went well since the last failure, it
+                # is not the batch: the process ends, and the next request gets a new one.
+                if self._scheduler.turn_count == turns_before:
                     raise
+                turns_before = self._scheduler.turn_count
 
     # The reader thread.
 
@@ -326,7 +326,11 @@ def main() -> None:
     # A Ctrl-C in the terminal reaches the whole process group; this process ends when the control process says so.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _leave_wired_limit_alone()
-    Worker(connection).run()
+    try:
+        Worker(connection).run()
+    except Exception:
+        traceback.print_exc()
+        os._exit(1)
     os._exit(0)  # Daemon threads of libraries have nothing left to say.
 
 

@@ -92,7 +92,7 @@ def install_model() -> Response:
         return web.json_response(native.installed(operation, message), warnings=operation.warnings)
     with web.open_call() as live:
         # The first snapshot says that it has begun; leaving the stream only detaches from it.
-        first, _ = calls.progress(stub.InstallModel, message, live, web.metadata())
+        first, _ = calls.stream(stub.InstallModel, message, live, None, web.metadata())
     response = web.json_response(native.operation_json(first.operation), 202)
     response.headers["Location"] = f"/v1/operations/{first.operation.id}"
     return response
@@ -137,7 +137,7 @@ def _all_models() -> list[model_pb2.Model]:
 def _finished(method: Any, message: Any) -> model_pb2.Operation:
     """The last snapshot of a streamed operation that succeeded. Raises ApiError with its error otherwise."""
     with web.open_call() as live:
-        first, rest = calls.progress(method, message, live, web.metadata())
+        first, rest = calls.stream(method, message, live, None, web.metadata())
         operation: model_pb2.Operation = first.operation
         with calls.as_api_error():
             for snapshot in rest:

@@ -23,6 +23,7 @@ def create_chat_completion() -> Response:
             body = openai.chat_completion(answer, options, web.bridge().fingerprint)
             return web.json_response(body, warnings=body.get("warnings", ()))
         return _event_stream(
+            stub.ChatStream,
             inference_pb2.ChatStreamRequest(request=message),
             openai.chat_events,
             options,
@@ -42,6 +43,7 @@ def create_completion() -> Response:
             body = openai.completion(answer, options, web.bridge().fingerprint)
             return web.json_response(body, warnings=body.get("warnings", ()))
         return _event_stream(
+            stub.GenerateStream,
             inference_pb2.GenerateStreamRequest(request=message),
             openai.completion_events,
             options,
@@ -82,13 +84,15 @@ def _watched(method: Any, message: Any) -> Any:
         )
 
 
-def _event_stream(message: StreamRequest, events: Any, options: openai.Options) -> Response:
+def _event_stream(method: Any, message: StreamRequest, events: Any, options: openai.Options) -> Response:
     bridge, live = web.bridge(), web.open_call()
     try:
         # The first message is awaited before any header is sent: until then a failure is an honest status.
-        first, rest = calls.stream(
-            bridge.backend.session, message, live, bridge.config.inference_timeout_seconds, g.request_id
-        )
+        seconds = bridge.config.inference_timeout_seconds
+        if len(bridge.calls) < bridge.config.session_from_call_count:
+            first, rest = calls.stream(method, message, live, seconds, web.metadata())
+        else:
+            first, rest = calls.session_stream(bridge.backend.session, message, live, seconds, g.request_id)
         chunks = events(itertools.chain((first,), rest), options, bridge.fingerprint)
         response = web.event_stream(chunks, live)
     except BaseException:

@@ -75,8 +75,11 @@ def test_it_finds_every_service_and_method(curl: Curl) -> None:
         "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
     }
-    methods = curl("", "--list-methods").stdout.split()
-    assert {"mlxgui.v1.InferenceService/ChatStream", "mlxgui.v1.ModelService/InstallModel"} <= set(methods)
+    methods = curl("", "--list-methods")
+    assert methods.returncode == 0, methods.stderr
+    found = set(methods.stdout.split())
+    assert {"mlxgui.v1.InferenceService/ChatStream", "mlxgui.v1.ModelService/InstallModel"} <= found
+    assert "grpc.reflection.v1.ServerReflection/ServerReflectionInfo" in found
 
 
 @pytest.mark.parametrize("reflection", ["grpc-v1", "grpc-v1alpha"])
@@ -98,7 +101,7 @@ def test_it_loads_chats_and_streams(curl: Curl) -> None:
     assert choice["finishReason"] == "FINISH_REASON_STOP"
     events = answer(curl("/mlxgui.v1.InferenceService/ChatStream", data=CHAT))
     assert set(events[0]) == {"start"} and set(events[-1]) == {"end"}
-    assert "".join(event["delta"]["text"] for event in events if "delta" in event) == PARIS
+    assert "".join(event.get("delta", {}).get("text", "") for event in events) == PARIS
     assert events[-2]["finish"]["finishReason"] == "FINISH_REASON_STOP"
     assert events[-1]["end"]["usage"] == whole["usage"]
 

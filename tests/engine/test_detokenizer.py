@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from mlxgui_grpc.engine.detokenizer import Detokenizer, StopMatcher
 
-relaxed = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+relaxed = settings(
+    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 TEXTS = st.text(max_size=40) | st.text(st.sampled_from("aäß漢🙂👨‍👩‍👧é \n"), max_size=30)
 
@@ -77,7 +79,9 @@ def test_the_text_ends_where_a_stop_string_first_occurs(pieces: list[str], stops
 
 
 @settings(max_examples=500, deadline=None)
-@given(st.text("ab🙂", max_size=30), st.lists(st.text("ab🙂", min_size=1, max_size=4), min_size=1, max_size=3))
+@given(
+    st.text("ab🙂", max_size=30), st.lists(st.text("ab🙂", min_size=1, max_size=4), min_size=1, max_size=3)
+)
 def test_cutting_the_text_elsewhere_changes_nothing(text: str, stops: list[str]) -> None:
     def run(pieces: list[str]) -> tuple[str, str]:
         matcher, out = StopMatcher(tuple(stops)), ""

@@ -25,10 +25,9 @@ def row(word: int = 1, defaults: SamplingDefaults | None = None, **params: Any) 
 def draw(rows: Sequence[RowSampling], logits: Any = LOGITS, inputs: Sequence[int] | None = None) -> list[int]:
     """One step of a batch; the same logits for every row unless there is one line for each."""
     array = np.broadcast_to(logits, (len(rows), VOCABULARY))
-    tokens: list[int] = (
-        BatchSampler(rows).sample(mx.array(inputs or [3] * len(rows)), mx.array(np.array(array))).tolist()
-    )
-    return tokens
+    consumed = mx.array(list(inputs or [3] * len(rows)))
+    tokens: Any = BatchSampler(rows).sample(consumed, mx.array(np.array(array))).tolist()
+    return list(tokens)
 
 
 def softmax(logits: Any) -> Any:
@@ -146,9 +145,7 @@ def test_the_checkpoint_s_defaults_hold_until_the_request_says_otherwise() -> No
     plain = row(defaults=defaults)
     assert (plain.temperature, plain.top_p, plain.top_k, plain.min_p) == (0.6, 0.95, 20, 0.1)
     assert plain.shaper is not None
-    given = row(
-        defaults=defaults, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, repetition_penalty=1.0
-    )
+    given = row(defaults=defaults, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, repetition_penalty=1.0)
     assert (given.temperature, given.top_p, given.top_k, given.min_p) == (0.0, 1.0, 0, 0.0)
     assert given.shaper is None
 

@@ -53,7 +53,9 @@ async def test_one_worker_through_its_life(tmp_path: Path) -> None:
     # Rows, counts and usage.
     (first, *_), *_ = [await pieces(worker.submit([FRANCE], frames.Sampling(), 1, 0))]
     assert first.key == 1
-    found = await pieces(worker.submit([FRANCE, prompt("What is the capital of Italy?")], frames.Sampling(), 1, 0))
+    found = await pieces(
+        worker.submit([FRANCE, prompt("What is the capital of Italy?")], frames.Sampling(), 1, 0)
+    )
     texts = ["".join(p.text for p in found if p.key == key) for key in sorted({p.key for p in found})]
     assert texts == ["The capital of France is Paris.", "The capital of Italy is Rome."]
     with worker.count(FRANCE) as counting:
@@ -64,13 +66,17 @@ async def test_one_worker_through_its_life(tmp_path: Path) -> None:
     assert usage.active_bytes >= loaded.weight_bytes
 
     # A paused row holds its place and its text; others go on; resumed, it goes on where it was.
-    story = "".join(p.text for p in await pieces(worker.submit([prompt("Tell me a story.")], frames.Sampling(), 1, 0)))
+    story = "".join(
+        p.text for p in await pieces(worker.submit([prompt("Tell me a story.")], frames.Sampling(), 1, 0))
+    )
     paused = worker.submit([prompt("Tell me a story.")], frames.Sampling(), 1, 0)
     (key,) = paused.keys
     got: list[frames.Piece] = []
     with paused:
         while not got:
-            got += [e for e in await asyncio.wait_for(paused.take(), WAIT_SECONDS) if isinstance(e, frames.Piece)]
+            got += [
+                e for e in await asyncio.wait_for(paused.take(), WAIT_SECONDS) if isinstance(e, frames.Piece)
+            ]
         worker._send(frames.Pause(key))
         await pieces(worker.submit([FRANCE], frames.Sampling(), 1, 0))
         usage = await asyncio.wait_for(worker.usage(), WAIT_SECONDS)
@@ -78,7 +84,9 @@ async def test_one_worker_through_its_life(tmp_path: Path) -> None:
             assert usage.running_count == 0 and usage.kv_bytes > 0
         worker._send(frames.Resume(key))
         while not got[-1].finish:
-            got += [e for e in await asyncio.wait_for(paused.take(), WAIT_SECONDS) if isinstance(e, frames.Piece)]
+            got += [
+                e for e in await asyncio.wait_for(paused.take(), WAIT_SECONDS) if isinstance(e, frames.Piece)
+            ]
     assert "".join(piece.text for piece in got) == story
 
     # The bound counts rows, and those that were given back make room.

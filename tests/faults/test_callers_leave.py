@@ -16,7 +16,9 @@ CALLS = 64
 
 
 def test_a_storm_of_cancelled_calls_leaves_nothing_behind(
-    server: RunningServer, inference: inference_pb2_grpc.InferenceServiceStub, system: system_pb2_grpc.SystemServiceStub
+    server: RunningServer,
+    inference: inference_pb2_grpc.InferenceServiceStub,
+    system: system_pb2_grpc.SystemServiceStub,
 ) -> None:
     """64 callers, streams and unary calls, each leaving after 0 to 5 events or some milliseconds; three rounds."""
     gauges = Gauges(system)
@@ -44,7 +46,10 @@ def test_a_storm_of_cancelled_calls_leaves_nothing_behind(
         with ThreadPoolExecutor(CALLS) as pool:
             assert set(pool.map(leave, plans)) == {"cancelled"}
         wait_until(lambda: gauges.is_idle("demo"), "the batch is empty")
-        assert text_of(inference.Chat(chat("What is the capital of France?"))) == "The capital of France is Paris."
+        assert (
+            text_of(inference.Chat(chat("What is the capital of France?")))
+            == "The capital of France is Paris."
+        )
 
 
 def test_connections_that_break_cancel_their_calls(

@@ -13,15 +13,22 @@ import grpc
 import psutil
 import pytest
 
-from mlxgui.v1 import inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc, system_pb2, system_pb2_grpc
+from mlxgui.v1 import (
+    inference_pb2,
+    inference_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    system_pb2,
+    system_pb2_grpc,
+)
 from tests.conftest import TinyModels
 from tests.loopback_hub import LoopbackHub
 from tests.support_calls import (
     CALL_SECONDS,
     chat,
     endless,
-    failure_of,
     fails,
+    failure_of,
     last_operation,
     reason_of,
     sampling,
@@ -208,7 +215,12 @@ def test_a_key_is_asked_of_tcp_callers_and_not_of_the_socket_s(start_server: Sta
     tcp = system_pb2_grpc.SystemServiceStub(server.channel())
     unix = system_pb2_grpc.SystemServiceStub(server.channel(unix=True))
     assert unix.GetServerInfo(request).process_id == server.process.pid
-    for metadata in ((), (("authorization", "Bearer wrong"),), (("x-api-key", ""),), (("authorization", "s3cret"),)):
+    for metadata in (
+        (),
+        (("authorization", "Bearer wrong"),),
+        (("x-api-key", ""),),
+        (("authorization", "s3cret"),),
+    ):
         failure = fails(lambda metadata=metadata: tcp.GetServerInfo(request, metadata=metadata))  # type: ignore[misc]
         assert (failure.code, failure.reason) == (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED")
         assert "s3cret" not in failure.message
@@ -220,7 +232,11 @@ def test_a_key_is_asked_of_tcp_callers_and_not_of_the_socket_s(start_server: Sta
 def test_a_key_opens_tcp(start_server: StartServer) -> None:
     server = start_server(environment={"MLX_GUI_API_KEY": "s3cret"}, register_demo=False)
     tcp = system_pb2_grpc.SystemServiceStub(server.channel())
-    for metadata in ((("authorization", "Bearer s3cret"),), (("authorization", "bearer s3cret"),), (("x-api-key", "s3cret"),)):
+    for metadata in (
+        (("authorization", "Bearer s3cret"),),
+        (("authorization", "bearer s3cret"),),
+        (("x-api-key", "s3cret"),),
+    ):
         assert tcp.GetServerInfo(system_pb2.GetServerInfoRequest(), metadata=metadata).name == "mlxgui-grpc"
 
 
@@ -245,7 +261,9 @@ def test_a_start_that_would_be_unsafe_or_wrong_is_refused_in_one_line(
     assert refused.value.status != 0 and len(lines) == 1 and word in lines[0], refused.value.words
 
 
-def test_a_home_that_cannot_be_written_is_refused_in_one_line(start_server: StartServer, tmp_path: Path) -> None:
+def test_a_home_that_cannot_be_written_is_refused_in_one_line(
+    start_server: StartServer, tmp_path: Path
+) -> None:
     """A file where the folder should be; root may write anywhere, so permissions are no test."""
     home = tmp_path / "home"
     home.mkdir()
@@ -265,6 +283,16 @@ def test_a_database_that_is_none_is_refused_and_kept(start_server: StartServer, 
     lines = refused.value.words.strip().splitlines()
     assert len(lines) == 1 and "state.db" in lines[0], refused.value.words
     assert (home / "state.db").read_bytes().startswith(b"this is no database")
+
+
+def test_a_database_of_a_newer_version_is_refused_and_kept(start_server: StartServer, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    with sqlite3.connect(home / "state.db") as database:
+        database.execute("PRAGMA user_version = 99")
+    with pytest.raises(ServerDidNotStartError, match="newer version") as refused:
+        start_server(home)
+    assert len(refused.value.words.strip().splitlines()) == 1
 
 
 def test_a_long_home_gets_its_socket_elsewhere(start_server: StartServer, tmp_path: Path) -> None:

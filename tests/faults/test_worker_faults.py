@@ -63,9 +63,7 @@ class Own:
 
 
 @pytest.fixture(scope="module")
-def own(
-    server_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Own]:
+def own(server_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Own]:
     running = start(
         tmp_path_factory.mktemp("faults"), server_environment, bridge=False, standby_count=0, stall_seconds=4
     )
@@ -96,7 +94,9 @@ def test_killing_a_worker_ends_every_stream_of_it_and_the_model_loads_again(own:
         worker.send_signal(signal.SIGKILL)
         for future in reading:
             future.result(CALL_SECONDS)
-    failures = [failure for _, failure in ended] + [failure_of(call.exception(CALL_SECONDS)) for call in unary]
+    failures = [failure for _, failure in ended] + [
+        failure_of(call.exception(CALL_SECONDS)) for call in unary
+    ]
     print(f"ended after {max(at for at, _ in ended) - killed:.3f} s")
 
     assert {(failure.code, failure.reason) for failure in failures} == {DEAD}
@@ -202,7 +202,11 @@ def test_code_beside_a_model_never_runs(own: Own, tmp_path: Path) -> None:
     for name in ("pytorch_model.bin", "model.pt", "training_args.bin"):
         (folder / name).write_bytes(pickle)
     config = json.loads((folder / "config.json").read_text())
-    traps = {"AutoConfig": "evil.C", "AutoModelForCausalLM": "modeling.M", "AutoTokenizer": ["tokenization.T", None]}
+    traps = {
+        "AutoConfig": "evil.C",
+        "AutoModelForCausalLM": "modeling.M",
+        "AutoTokenizer": ["tokenization.T", None],
+    }
     (folder / "config.json").write_text(json.dumps({**config, "auto_map": traps}))
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "auto_map": traps}))
@@ -222,7 +226,8 @@ def test_code_beside_a_model_never_runs(own: Own, tmp_path: Path) -> None:
 def test_a_chat_template_that_never_ends_costs_its_own_worker_only(own: Own, tmp_path: Path) -> None:
     """MODEL_UNSAFE; the model's process is replaced, other models do not notice."""
     folder = build_tiny(tmp_path / "endless-template")
-    (folder / "chat_template.jinja").write_text("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}")
+    loop = "{% for i in range(99999) %}"
+    (folder / "chat_template.jinja").write_text(loop * 2 + "{% endfor %}" * 2)
     assert own.install(folder).HasField("success")
     worker = own.demo_worker()
     failure = fails(lambda: own.inference.Chat(chat("hi", "endless-template"), timeout=CALL_SECONDS))

@@ -12,7 +12,13 @@ from typing import Any
 import grpc
 import pytest
 
-from mlxgui.v1 import inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc, system_pb2, system_pb2_grpc
+from mlxgui.v1 import (
+    inference_pb2,
+    inference_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    system_pb2_grpc,
+)
 from tests.conftest import TinyModels
 from tests.support_calls import (
     CALL_SECONDS,
@@ -92,7 +98,12 @@ def test_a_batch_says_what_each_row_would_say_alone(inference: Stub) -> None:
     def ask(item: tuple[int, str]) -> tuple[str, str]:
         index, question = item
         if index % 3 == 0:  # A neighbour with a sampler, penalties and a length of its own.
-            noise = {"temperature": 1.3, "top_p": 0.9, "presence_penalty": 0.5, "max_tokens": 1 + index}
+            noise: dict[str, Any] = {
+                "temperature": 1.3,
+                "top_p": 0.9,
+                "presence_penalty": 0.5,
+                "max_tokens": 1 + index,
+            }
             inference.Chat(chat("Tell me a story.", seed=index, **noise), timeout=CALL_SECONDS)
         if index % 2:
             return question, streamed_text(inference.ChatStream(chat_stream(question), timeout=CALL_SECONDS))
@@ -140,7 +151,9 @@ def test_a_deadline_ends_the_call_and_gives_its_row_back(inference: Stub, gauges
     ):
         assert fails(call).code == grpc.StatusCode.DEADLINE_EXCEEDED
     wait_until(lambda: gauges.is_idle("demo"), "both rows are gone")
-    assert text_of(inference.Chat(chat("What is the capital of France?"))) == "The capital of France is Paris."
+    assert (
+        text_of(inference.Chat(chat("What is the capital of France?"))) == "The capital of France is Paris."
+    )
 
 
 def test_waiting_requests_are_bounded_and_refused_with_a_time_to_retry(narrow: RunningServer) -> None:

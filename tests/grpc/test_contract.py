@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterable, Iterator
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -84,10 +84,19 @@ def test_the_main_job_s_rpcs_are_implemented(system: system_pb2_grpc.SystemServi
     wanted = {
         *(
             f"ModelService.{name}"
-            for name in (
-                "ListModels GetModel InstallModel LoadModel UnloadModel DeleteModel CheckModelHealth GetOperation "
-                "ListOperations WatchOperation CancelOperation"
-            ).split()
+            for name in [
+                "ListModels",
+                "GetModel",
+                "InstallModel",
+                "LoadModel",
+                "UnloadModel",
+                "DeleteModel",
+                "CheckModelHealth",
+                "GetOperation",
+                "ListOperations",
+                "WatchOperation",
+                "CancelOperation",
+            ]
         ),
         *(
             f"InferenceService.{name}"
@@ -125,7 +134,7 @@ def random_message(rng: random.Random, message_class: type[Message], depth: int 
             continue
         target = getattr(message, field.name)
         if field.message_type:
-            value_class = message_factory.GetMessageClass(field.message_type)
+            value_class = message_factory.GetMessageClass(cast(Any, field.message_type))
             for _ in range(rng.randint(1, 2) if field.is_repeated else 1):
                 value = random_message(rng, value_class, depth + 1)
                 (target.add() if field.is_repeated else target).CopyFrom(value)
@@ -136,7 +145,7 @@ def random_message(rng: random.Random, message_class: type[Message], depth: int 
     return message
 
 
-def random_value(rng: random.Random, field: FieldDescriptor) -> Any:
+def random_value(rng: random.Random, field: Any) -> Any:
     if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
         if field.type == FieldDescriptor.TYPE_BYTES:
             return rng.randbytes(rng.randint(0, 9))
@@ -169,7 +178,9 @@ def test_random_messages_never_break_anything(channel: grpc.Channel, method: Met
 
 
 def test_the_server_answers_after_all_that(channel: grpc.Channel, inference: Any) -> None:
-    assert text_of(inference.Chat(chat("What is the capital of France?"))) == "The capital of France is Paris."
+    assert (
+        text_of(inference.Chat(chat("What is the capital of France?"))) == "The capital of France is Paris."
+    )
 
 
 def test_every_error_class_has_its_reason_and_the_status_that_the_contract_names() -> None:
@@ -241,7 +252,9 @@ def test_server_info_says_where_and_what_it_is(server: Any, system: Any) -> None
 # Reflection and health, which generic clients ask first.
 
 
-def _reflect(channel: grpc.Channel, version: str, *requests: reflection_pb2.ServerReflectionRequest) -> list[Any]:
+def _reflect(
+    channel: grpc.Channel, version: str, *requests: reflection_pb2.ServerReflectionRequest
+) -> list[Any]:
     path = f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
     call = channel.stream_stream(
         path,
@@ -271,7 +284,7 @@ def test_reflection_describes_every_service(channel: grpc.Channel, version: str)
 
 
 def test_health_is_told_per_service_and_watched(channel: grpc.Channel, inference: Any) -> None:
-    health = health_pb2_grpc.HealthStub(channel)
+    health: Any = health_pb2_grpc.HealthStub(channel)
     serving = health_pb2.HealthCheckResponse.SERVING
     for name in ("", *(service.full_name for service in SERVICES)):
         assert health.Check(health_pb2.HealthCheckRequest(service=name)).status == serving

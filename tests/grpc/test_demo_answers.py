@@ -37,7 +37,9 @@ COMPLETIONS = [prompt for prompt in PROMPTS if "prompt" in prompt]
 
 def request_of(prompt: dict[str, Any]) -> inference_pb2.ChatRequest:
     """A row of demo_prompts.json, in the form of OpenAI's API, as our request."""
-    request = inference_pb2.ChatRequest(model="demo", template_arguments=_text(prompt.get("template_arguments")))
+    request = inference_pb2.ChatRequest(
+        model="demo", template_arguments=_text(prompt.get("template_arguments"))
+    )
     for given in prompt["messages"]:
         added = request.messages.add(role=ROLES[given["role"]])
         if given.get("content"):
@@ -65,7 +67,9 @@ def _text(value: Any) -> str:
 def test_the_list_of_prompts_is_whole() -> None:
     """Some 200 prompts of every kind; none is skipped below."""
     assert len(CHATS) + len(COMPLETIONS) == len(PROMPTS) >= 200
-    assert {"capital", "count", "echo", "json", "tool", "think", "unicode", "raw"} <= {p["kind"] for p in PROMPTS}
+    assert {"capital", "count", "echo", "json", "tool", "think", "unicode", "raw"} <= {
+        p["kind"] for p in PROMPTS
+    }
 
 
 def test_every_demo_prompt_is_answered_exactly(inference: Stub, demo_tokenizer: Any) -> None:
@@ -120,7 +124,7 @@ def test_a_stream_brings_the_same_text_in_whole_characters(inference: Stub) -> N
             request=request_of(prompt), options=inference_pb2.StreamOptions(max_join_tokens=1)
         )
         events = list(inference.ChatStream(request, timeout=CALL_SECONDS))
-        kinds = [event.WhichOneof("event") or "" for event in events]
+        kinds: list[str] = [event.WhichOneof("event") or "" for event in events]
         text = "".join(event.delta.text for event in events)
         assert "�" not in text
         assert events[0].start.model == "demo" and events[0].start.id.startswith("chatcmpl-")
@@ -175,7 +179,9 @@ def test_the_end_of_the_context_ends_with_length(inference: Stub) -> None:
     prompt = inference_pb2.Prompt(token_ids=inference_pb2.TokenIds(ids=[100] * (context - 5)))
     reply = inference.Generate(
         inference_pb2.GenerateRequest(
-            model="demo", prompts=[prompt], sampling=sampling(max_tokens=50, logit_bias={0: -100.0, 2: -100.0})
+            model="demo",
+            prompts=[prompt],
+            sampling=sampling(max_tokens=50, logit_bias={0: -100.0, 2: -100.0}),
         )
     )
     assert reply.choices[0].finish_reason == LENGTH

@@ -35,7 +35,7 @@ def exists(models: Models, name: str) -> bool:
     try:
         models.GetModel(model_pb2.GetModelRequest(name=name))
     except grpc.RpcError as error:
-        assert error.code() == NOT_FOUND  # type: ignore[attr-defined]
+        assert error.code() == NOT_FOUND
         return False
     return True
 
@@ -56,7 +56,10 @@ def published(
 
 
 def test_a_hub_model_is_installed_with_progress_in_bytes_and_served(
-    models: Models, inference: inference_pb2_grpc.InferenceServiceStub, published: str, tiny_models: TinyModels
+    models: Models,
+    inference: inference_pb2_grpc.InferenceServiceStub,
+    published: str,
+    tiny_models: TinyModels,
 ) -> None:
     """Snapshots of one operation: sizes known, bytes never fewer, all of them at the end; then it answers."""
     snapshots = [s.operation for s in models.InstallModel(Install(model_id=published), timeout=CALL_SECONDS)]
@@ -123,7 +126,9 @@ def test_two_installs_of_one_model_are_one_operation(
     assert hold.reached.wait(CALL_SECONDS)
     second = models.InstallModel(Install(model_id=published), timeout=CALL_SECONDS)
     assert next(second).operation.id == operation_id
-    taken = fails(lambda: models.InstallModel(Install(model_id="acme/other", name=published.partition("/")[2])))
+    taken = fails(
+        lambda: models.InstallModel(Install(model_id="acme/other", name=published.partition("/")[2]))
+    )
     assert taken.reason == "MODEL_ALREADY_EXISTS"
     running = models.ListOperations(model_pb2.ListOperationsRequest()).operations
     assert [operation.id for operation in running] == [operation_id]
@@ -173,9 +178,7 @@ def test_a_cancelled_install_registers_nothing_and_resumes(
     assert resumed.range_start is not None and resumed.range_start > 0
 
 
-def test_a_broken_connection_is_survived_or_resumed(
-    models: Models, hub: LoopbackHub, published: str
-) -> None:
+def test_a_broken_connection_is_survived_or_resumed(models: Models, hub: LoopbackHub, published: str) -> None:
     hub.cut("model.safetensors", 3000)
     operation = install(models, model_id=published)
     if not operation.HasField("success"):
@@ -230,9 +233,7 @@ def test_missing_and_gated_repositories_are_told_apart(
         ("revision", {"local_directory": "/", "revision": "main"}),
     ],
 )
-def test_a_bad_install_is_refused_by_field(
-    local_models: Models, field: str, fields: dict[str, Any]
-) -> None:
+def test_a_bad_install_is_refused_by_field(local_models: Models, field: str, fields: dict[str, Any]) -> None:
     failure = fails(lambda: local_models.InstallModel(Install(**fields)))
     assert (failure.code, failure.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [field])
 

@@ -3,20 +3,28 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from mlxgui.v1 import common_pb2, inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc, system_pb2_grpc
+from mlxgui.v1 import (
+    common_pb2,
+    inference_pb2,
+    inference_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    system_pb2_grpc,
+)
 from tests.conftest import TinyModels
 from tests.support_calls import (
     CALL_SECONDS,
     chat,
     completion,
     endless,
-    failure_of,
     fails,
+    failure_of,
     last_operation,
     reason_of,
     text_of,
@@ -73,9 +81,9 @@ def test_load_and_unload_change_state_and_health(
     models: Models, inference: Inference, channel: grpc.Channel, tiny: str
 ) -> None:
     """LoadModel ends with the model loaded; loading twice is done at once; unloading twice succeeds."""
-    health = health_pb2_grpc.HealthStub(channel)
+    health: Any = health_pb2_grpc.HealthStub(channel)
 
-    def status() -> int:
+    def status() -> object:
         return health.Check(health_pb2.HealthCheckRequest(service=f"model/{tiny}")).status
 
     checked = models.CheckModelHealth(model_pb2.CheckModelHealthRequest(name=tiny))

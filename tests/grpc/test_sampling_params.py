@@ -13,7 +13,7 @@ from tests.support_calls import CALL_SECONDS, chat, completion, fails, text_of
 Stub = inference_pb2_grpc.InferenceServiceStub
 
 STORY = "Tell me a story."
-HOT = {"temperature": 1.6, "max_tokens": 24}
+HOT: dict[str, Any] = {"temperature": 1.6, "max_tokens": 24}
 
 
 def ask(inference: Stub, **params: Any) -> str:

@@ -35,13 +35,24 @@ def test_the_demo_model_is_what_it_is() -> None:
 
 def test_a_view_has_the_data_and_nothing_that_runs(folder: Path, tmp_path: Path) -> None:
     """Python files, pickles, archives, folders and hidden files stay out; JSON that names code is cleaned of it."""
-    for name in ("modeling.py", "tokenizer.pkl", "pytorch_model.bin", "x.pt", "y.ckpt", "lib.so", ".hidden", "README.md"):
+    for name in (
+        "modeling.py",
+        "tokenizer.pkl",
+        "pytorch_model.bin",
+        "x.pt",
+        "y.ckpt",
+        "lib.so",
+        ".hidden",
+        "README.md",
+    ):
         (folder / name).write_bytes(b"import os")
     (folder / "sub").mkdir()
     (folder / "sub" / "z.py").write_text("")
     set_config(folder, auto_map={"AutoModel": "modeling.Model"}, custom_pipelines={"a": 1})
     (folder / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "auto_map": {"AutoTokenizer": ["x.Y", None]}})
+        json.dumps(
+            {"tokenizer_class": "PreTrainedTokenizerFast", "auto_map": {"AutoTokenizer": ["x.Y", None]}}
+        )
     )
     view = checkpoint.make_view(folder, tmp_path / "views" / "1")
     assert {path.name for path in view.iterdir()} == {
@@ -105,7 +116,7 @@ def test_a_damaged_safetensors_file_is_refused_by_name(folder: Path, content: by
     (folder / "model.safetensors").write_bytes(content)
     for action in (checkpoint.inspect, lambda path: checkpoint.make_view(path, path.parent / "view")):
         with pytest.raises(ModelIncompatibleError, match=r"model\.safetensors is damaged"):
-            action(folder)  # type: ignore[operator]
+            action(folder)
 
 
 def write_big(file: Path) -> None:
@@ -126,7 +137,10 @@ CHANGES: dict[str, tuple[type[ModelServerError], Callable[[Path], Any]]] = {
         lambda f: (f / "config.json").write_text('{"a":' * 100_000 + "1" + "}" * 100_000),
     ),
     "config is huge": (ModelIncompatibleError, lambda f: write_big(f / "config.json")),
-    "config is no UTF-8": (ModelIncompatibleError, lambda f: (f / "config.json").write_bytes(b"\xff\xfe\xfd")),
+    "config is no UTF-8": (
+        ModelIncompatibleError,
+        lambda f: (f / "config.json").write_bytes(b"\xff\xfe\xfd"),
+    ),
     "config has a huge number": (
         ModelIncompatibleError,
         lambda f: (f / "config.json").write_text('{"model_type": ' + "9" * 10_000 + "}"),
@@ -164,7 +178,9 @@ def test_odd_values_in_a_config_are_read_as_unknown(folder: Path) -> None:
 
 @pytest.mark.parametrize("key", ["chat_template_type", "tool_parser_type"])
 @pytest.mark.parametrize("value", ["../evil", "os.path", "a/b", "a b", ["x"]])
-def test_a_name_of_a_module_must_be_a_plain_one(folder: Path, tmp_path: Path, key: str, value: object) -> None:
+def test_a_name_of_a_module_must_be_a_plain_one(
+    folder: Path, tmp_path: Path, key: str, value: object
+) -> None:
     """mlx-lm imports modules of its own package by these keys: nothing else may be named."""
     (folder / "tokenizer_config.json").write_text(json.dumps({key: value}))
     with pytest.raises(ModelUnsafeError, match="module"):
@@ -187,7 +203,9 @@ def test_links_into_the_repository_s_blobs_are_followed(folder: Path, tmp_path: 
     (repository / "blobs").mkdir()
     for file in folder.iterdir():
         (repository / "blobs" / f"hash-{file.name}").write_bytes(file.read_bytes())
-        (snapshot / file.name).symlink_to(os.path.relpath(repository / "blobs" / f"hash-{file.name}", snapshot))
+        (snapshot / file.name).symlink_to(
+            os.path.relpath(repository / "blobs" / f"hash-{file.name}", snapshot)
+        )
     view = checkpoint.make_view(snapshot, tmp_path / "view")
     assert (view / "model.safetensors").stat().st_size == (folder / "model.safetensors").stat().st_size
 
@@ -207,7 +225,9 @@ def test_fifos_and_devices_are_not_opened(folder: Path, tmp_path: Path) -> None:
     """Reading one would never end."""
     os.mkfifo(folder / "added_tokens.json")
     checkpoint.inspect(folder)
-    assert "added_tokens.json" not in {path.name for path in checkpoint.make_view(folder, tmp_path / "v").iterdir()}
+    assert "added_tokens.json" not in {
+        path.name for path in checkpoint.make_view(folder, tmp_path / "v").iterdir()
+    }
 
 
 def test_the_architectures_are_mlx_lm_s_own() -> None:

@@ -43,7 +43,9 @@ def test_details_hold_reason_field_and_time_to_retry() -> None:
         error_details_pb2.BadRequest(),
         error_details_pb2.RetryInfo(),
     )
-    assert [detail.Unpack(kind) for detail, kind in zip(status.details, (info, bad, retry), strict=True)] == [True] * 3
+    assert [detail.Unpack(kind) for detail, kind in zip(status.details, (info, bad, retry), strict=True)] == [
+        True
+    ] * 3
     assert (info.reason, info.domain, dict(info.metadata)) == ("QUEUE_FULL", "mlxgui.v1", {"model": "m"})
     assert bad.field_violations[0].field == "sampling.n"
     assert (retry.retry_delay.seconds, retry.retry_delay.nanos) == (1, 250_000_000)

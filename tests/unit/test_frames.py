@@ -81,12 +81,12 @@ def test_frames_come_out_whole_wherever_the_stream_is_cut(sent: list[Any], data:
 
 
 def test_frames_come_out_whole_byte_by_byte() -> None:
-    sent = [
+    sent: list[frames.Event] = [
         frames.Step([frames.Piece(1, 2, "Größe 🙂", "stop", "x", frames.Spent(1.0, 2.0, 3.0))]),
         frames.Counted(7, 9),
     ]
     buffer = frames.FrameBuffer()
-    stream = b"".join(map(frames.encode, sent))
+    stream = b"".join(frames.encode(event) for event in sent)
     bodies = [body for i in range(len(stream)) for body in buffer.feed(stream[i : i + 1])]
     assert [frames.decode_event(body) for body in bodies] == sent
 

@@ -24,7 +24,9 @@ def test_control_process_and_bridge_stay_light(module: str, forbidden: tuple[str
         f"import sys, {module}\n"
         f"print(sorted({{name.partition('.')[0] for name in sys.modules}} & {set(forbidden)!r}))"
     )
-    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    child = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert child.stdout.strip() == "[]"
 
 

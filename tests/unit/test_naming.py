@@ -79,7 +79,9 @@ def test_default_names(source: str, name: str) -> None:
     assert naming.default_name(source) == name
 
 
-@pytest.mark.parametrize("name", ["con", "CON", "nul.txt", "com1", "LPT9.x", "..", "a..b", "", "a\n", "x" * 97])
+@pytest.mark.parametrize(
+    "name", ["con", "CON", "nul.txt", "com1", "LPT9.x", "..", "a..b", "", "a\n", "x" * 97]
+)
 def test_names_that_mean_something_else_are_refused(name: str) -> None:
     with pytest.raises(InvalidRequestError):
         naming.check_name(name)

@@ -109,6 +109,7 @@ class Meter:
         self._total_file_count = len(contents)
         self._done_file_count = len(contents) - len(missing)
         self._current_file = ""
+        self._under_way: list[str] = []
         self._fetched: collections.deque[tuple[float, int]] = collections.deque([(time.monotonic(), 0)])
         self._fetched_bytes = 0
         self._last_report = 0.0
@@ -117,6 +118,7 @@ class Meter:
     def start(self, file: RepositoryFile) -> None:
         with self._lock:
             self._current_file = file.name
+            self._under_way.append(file.name)
 
     def advance(self, byte_count: int, *, is_fetched: bool = False) -> None:
         """Count bytes; negative when they have to be fetched again."""
@@ -137,7 +139,9 @@ class Meter:
     def finish(self, file: RepositoryFile) -> None:
         with self._lock:
             self._done_file_count += 1
-            self._current_file = file.name
+            self._under_way.remove(file.name)
+            # Small files come and go beside a large one, which is what the user waits for.
+            self._current_file = self._under_way[-1] if self._under_way else file.name
             progress = self._progress("downloading")
         self._emit(progress)
 

@@ -298,6 +298,8 @@ class _Standby:
         if self._filling is not None:
             self._filling.cancel()
             await asyncio.wait([self._filling])
+        for worker in self._workers:
+            worker.kill()  # It may be deep in its imports, where it does not hear that it should end.
         await asyncio.gather(*(worker.stop() for worker in self._workers))
 
     async def _fill(self) -> None:

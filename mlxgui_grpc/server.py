@@ -244,7 +244,7 @@ def _service_names() -> list[str]:
 def _add_reflection(server: grpc.aio.Server, services: list[str]) -> None:
     """Reflection under its old name, which the package serves, and under v1, which newer clients ask for first."""
     names = [*services, health.SERVICE_NAME, reflection.SERVICE_NAME, _REFLECTION_V1]
-    servicer = reflection.aio.ReflectionServicer(service_names=names)
+    servicer = reflection.aio.ReflectionServicer(service_names=names, pool=_MethodPool())
     from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
@@ -258,6 +258,24 @@ def _add_reflection(server: grpc.aio.Server, services: list[str]) -> None:
         (grpc.method_handlers_generic_handler(_REFLECTION_V1, {"ServerReflectionInfo": handler}),)
     )
     _describe_reflection_v1(reflection_pb2.DESCRIPTOR)
+
+
+class _MethodPool:
+    """The pool of descriptors, in which methods are found too: protobuf's own knows services and messages only."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(descriptor_pool.Default(), name)
+
+    def FindFileContainingSymbol(self, symbol: str) -> Any:
+        pool = descriptor_pool.Default()
+        try:
+            return pool.FindFileContainingSymbol(symbol)
+        except KeyError:
+            service, _, method = symbol.rpartition(".")
+            descriptor = pool.FindServiceByName(service)
+            if method not in descriptor.methods_by_name:
+                raise
+            return descriptor.file
 
 
 def _describe_reflection_v1(alpha: Any) -> None:

@@ -18,7 +18,7 @@ from mlxgui.v1 import model_pb2, model_pb2_grpc, system_pb2, system_pb2_grpc
 from tests.support_calls import END_TOKENS, last_operation
 
 WAIT_SECONDS = 90.0
-_POLL_SECONDS = 0.02
+_POLL_SECONDS = 0.05
 
 CAPITAL = "What is the capital of France?"
 PARIS = "The capital of France is Paris."
@@ -108,7 +108,9 @@ class EventReader:
         self, base_url: str, path: str, body: JsonObject, headers: Mapping[str, str] | None = None
     ) -> None:
         address = urlsplit(base_url)
-        self._connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=WAIT_SECONDS)
+        self._connection = http.client.HTTPConnection(
+            str(address.hostname), address.port, timeout=WAIT_SECONDS
+        )
         self._connection.request(
             "POST", path, json.dumps(body), {"Content-Type": "application/json", **(headers or {})}
         )

@@ -82,6 +82,12 @@ def connected(command: Callable[Concatenate[Connection, P], None]) -> Callable[.
     return run
 
 
+def _say_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"mlxgui {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def mlxgui(
     context: typer.Context,
@@ -92,14 +98,15 @@ def mlxgui(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show where errors come from [env: MLX_GUI_DEBUG]")
     ] = False,
-    version: Annotated[bool, typer.Option("--version", help="Say the version and exit.")] = False,
+    version: Annotated[
+        bool,
+        # Eager: it has to be seen before the command is missed.
+        typer.Option("--version", help="Say the version and exit.", callback=_say_version, is_eager=True),
+    ] = False,
 ) -> None:
     context.obj = {"target": target, "home": home, "api_key": api_key, "root_certificate": root_certificate}
     if debug:
         os.environ["MLX_GUI_DEBUG"] = "1"
-    if version:
-        print(f"mlxgui {__version__}")
-        raise typer.Exit
 
 
 @app.command()

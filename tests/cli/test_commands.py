@@ -15,13 +15,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
 
+from tests.conftest import TinyModels
 from tests.loopback_hub import TOKEN, LoopbackHub
-from tests.support_http import CAPITAL, PARIS, chat_body, eventually
+from tests.support_http import CAPITAL, PARIS, Series, chat_body, eventually, installed_directory
 from tests.support_models import DEMO
 from tests.support_server import RunningServer, ServerDidNotStartError, clean_environment, start
 
@@ -129,8 +129,8 @@ def test_the_environment_names_ports_and_folder_and_the_banner_s_line_works_when
         stderr=subprocess.PIPE,
         text=True,
     )
+    assert process.stdout is not None and process.stderr is not None
     try:
-        assert process.stdout is not None and process.stderr is not None
         banner = []
         for line in process.stdout:
             banner.append(line.strip())
@@ -166,7 +166,9 @@ def test_offline_installed_models_are_served_and_a_pull_says_why_not(
     """With HF_HUB_OFFLINE, and with a hub that nobody can reach."""
     with LoopbackHub() as gone:
         endpoint = gone.endpoint
-    server = start_server(environment={"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path)})
+    server = start_server(
+        environment={"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path)}
+    )
     assert mlxgui(server.home, "run", "demo", CAPITAL).stdout == f"{PARIS}\n"
     line = sentence(mlxgui(server.home, "pull", "some/model"), 1)
     assert "offline" in line.lower()
@@ -266,7 +268,9 @@ def test_bash_completes_commands(tmp_path: Path) -> None:
     assert "unload" in result.stdout.split()
 
 
-@pytest.mark.parametrize("arguments", [("frobnicate",), ("ls", "--frobnicate"), ("load",), ("serve", "--port", "x")])
+@pytest.mark.parametrize(
+    "arguments", [("frobnicate",), ("ls", "--frobnicate"), ("load",), ("serve", "--port", "x")]
+)
 def test_what_is_not_understood_is_exit_code_2(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     result = mlxgui(tmp_path, *arguments)
     assert result.returncode == 2
@@ -317,8 +321,9 @@ def test_the_log_is_printed_and_followed(server: RunningServer) -> None:
         stdout=subprocess.PIPE,
         text=True,
     )
+    output = following.stdout
+    assert output is not None
     try:
-        assert following.stdout is not None
 
         def ask_until_seen() -> bool:
             requests.post(
@@ -327,15 +332,15 @@ def test_the_log_is_printed_and_followed(server: RunningServer) -> None:
                 headers={"X-Request-Id": "followed-in-the-log"},
                 timeout=60,
             )
-            ready, _, _ = select.select([following.stdout], [], [], 0.2)
+            ready, _, _ = select.select([output], [], [], 0.2)
             return bool(ready)
 
         eventually(ask_until_seen, "a line is followed")
-        assert any("followed-in-the-log" in line for line in following.stdout)
+        assert any("followed-in-the-log" in line for line in output)
     finally:
         following.send_signal(signal.SIGINT)
         following.wait(COMMAND_SECONDS)
-        following.stdout.close()
+        output.close()
 
 
 @pytest.fixture(scope="module")
@@ -353,7 +358,9 @@ def guarded(
     assert running.stop() == 0
 
 
-def test_over_tcp_the_key_is_asked_for_and_the_socket_needs_none(guarded: RunningServer, tmp_path: Path) -> None:
+def test_over_tcp_the_key_is_asked_for_and_the_socket_needs_none(
+    guarded: RunningServer, tmp_path: Path
+) -> None:
     tcp = ("--target", guarded.grpc_address)
     line = sentence(mlxgui(tmp_path, *tcp, "ls"), 1)
     assert "MLX_GUI_API_KEY" in line
@@ -370,8 +377,8 @@ def test_the_bridge_alone_serves_a_server_elsewhere(guarded: RunningServer, tmp_
         stdout=subprocess.PIPE,
         text=True,
     )
+    assert bridge.stdout is not None
     try:
-        assert bridge.stdout is not None
         ready = json.loads(bridge.stdout.readline())
         url = f"http://127.0.0.1:{ready['port']}"
         assert requests.get(url + "/health", timeout=60).json() == {"status": "healthy"}
@@ -458,14 +465,10 @@ def test_a_missing_model_is_offered_at_a_terminal(server: RunningServer, hub: Lo
     assert mlxgui(server.home, "rm", "offered").returncode == 0
 
 
-def test_ctrl_c_stops_an_answer_on_the_server_too(server: RunningServer, request: Any) -> None:
+def test_ctrl_c_stops_an_answer_on_the_server_too(server: RunningServer, tiny_models: TinyModels) -> None:
     """Exit code 130; what was written stays written."""
-    from tests.conftest import TinyModels
-    from tests.support_http import Series, installed_directory
-
-    models: TinyModels = request.getfixturevalue("tiny_models")
     series = Series(server.channel())
-    with installed_directory(server.channel(unix=True), models.long, "cli-endless") as name:
+    with installed_directory(server.channel(unix=True), tiny_models.long, "cli-endless") as name:
         running = subprocess.Popen(
             [sys.executable, "-m", "mlxgui_grpc", "run", name, "x", "--max-tokens", "16384"],
             env=environment_of(server.home),

@@ -2,16 +2,16 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
 
+from mlxgui.v1 import model_pb2, model_pb2_grpc
 from tests.conftest import TinyModels
-from tests.support_calls import END_TOKENS
+from tests.support_calls import END_TOKENS, last_operation
 from tests.support_http import (
     CAPITAL,
     PARIS,
@@ -138,35 +138,26 @@ def test_models_are_listed_retrieved_and_deleted(
     assert listed["demo"].owned_by == "mlx-gui" and listed["demo"].object == "model"
     one = client.models.retrieve("demo")
     assert (one.object, one.owned_by) == ("model", "mlx-gui")
-    assert one.to_dict()["root"] == "demo" and one.to_dict()["name"] == "demo"
-    with installed_directory(unix_channel, tiny_models.llama, "sdk-model"):
-        assert "sdk-model" in {model.id for model in client.models.list()}
-        assert client.models.delete("sdk-model").to_dict()["status"] == "deleted"
-        assert "sdk-model" not in {model.id for model in client.models.list()}
-        from mlxgui.v1 import model_pb2, model_pb2_grpc
-        from tests.support_calls import last_operation
-
-        # The block ends with a delete, which wants something to delete.
-        request = model_pb2.InstallModelRequest(local_directory=str(tiny_models.llama), name="sdk-model")
-        last_operation(model_pb2_grpc.ModelServiceStub(unix_channel).InstallModel(request))
+    assert one.to_dict(warnings=False).items() >= {"root": "demo", "name": "demo"}.items()
+    request = model_pb2.InstallModelRequest(local_directory=str(tiny_models.llama), name="sdk-model")
+    last_operation(model_pb2_grpc.ModelServiceStub(unix_channel).InstallModel(request))
+    assert "sdk-model" in {model.id for model in client.models.list()}
+    assert client.models.delete("sdk-model").to_dict(warnings=False)["status"] == "deleted"
+    assert "sdk-model" not in {model.id for model in client.models.list()}
 
 
 def test_errors_are_the_sdk_s_own_types(client: openai.OpenAI) -> None:
     """With the sentence, the code and the field that this server said."""
     for stream in (False, True):
         with pytest.raises(openai.NotFoundError) as missing:
-            client.chat.completions.create(model="missing", messages=user("hi"), stream=stream)  # type: ignore[call-overload]
+            client.chat.completions.create(model="missing", messages=user("hi"), stream=stream)
         assert missing.value.code == "model_not_found"
-        assert missing.value.message.endswith("Model 'missing' not found")or "Model 'missing' not found" in str(missing.value)
+        assert "Model 'missing' not found" in missing.value.message
         assert missing.value.type == "invalid_request_error"
         assert missing.value.request_id
-        with pytest.raises(openai.BadRequestError) as bad:
-            client.chat.completions.create(  # type: ignore[call-overload]
-                model="demo", messages=user("hi"), temperature=5, stream=stream
-            )
-        assert (bad.value.param, bad.value.code) == ("temperature", "invalid_parameter")
+        wizard = [*user("hi"), {"role": "wizard", "content": "x"}]
     with pytest.raises(openai.BadRequestError) as bad:
-        client.chat.completions.create(model="demo", messages=[*user("hi"), {"role": "wizard", "content": "x"}])  # type: ignore[list-item]
+        client.chat.completions.create(model="demo", messages=user("hi"), extra_body={"messages": wizard})
     assert bad.value.param == "messages[1].role"
     with pytest.raises(openai.BadRequestError) as long:
         client.chat.completions.create(model="demo", messages=user("word " * 9000))
@@ -177,18 +168,20 @@ def test_errors_are_the_sdk_s_own_types(client: openai.OpenAI) -> None:
         client.with_options(default_headers={"Origin": "https://evil.example"}).models.delete("demo")
 
 
-class Attempts(httpx.BaseTransport):
-    """Counts what the SDK sends, and notes how long the server asked it to wait."""
+class Attempts(openai.DefaultHttpxClient):
+    """Notes the answer to each thing that the SDK sends, and calls `after_each`."""
 
     def __init__(self) -> None:
-        self._transport = httpx.HTTPTransport()
+        super().__init__(trust_env=False)
         self.statuses: list[int] = []
         self.retry_after: list[str | None] = []
+        self.after_each: Callable[[], None] = lambda: None
 
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        response = self._transport.handle_request(request)
+    def send(self, *arguments: Any, **options: Any) -> Any:
+        response = super().send(*arguments, **options)
         self.statuses.append(response.status_code)
         self.retry_after.append(response.headers.get("retry-after"))
+        self.after_each()
         return response
 
 
@@ -199,7 +192,7 @@ def counting(server: RunningServer, retries: int) -> tuple[openai.OpenAI, Attemp
         api_key="sk-any",
         max_retries=retries,
         timeout=120,
-        http_client=httpx.Client(transport=attempts, trust_env=False),
+        http_client=attempts,
     )
     return client, attempts
 
@@ -221,11 +214,12 @@ def test_what_a_repeat_cannot_mend_is_tried_once(server: RunningServer) -> None:
 def test_a_full_server_is_429_and_the_sdk_comes_back(
     server: RunningServer, unix_channel: Any, tiny_models: TinyModels
 ) -> None:
-    """With every place taken the SDK waits as long as Retry-After says; when one is free in the meantime it is served."""
+    """With every place taken the SDK waits as Retry-After says; it is served once one is free."""
     series = Series(server.channel())
     with installed_directory(unix_channel, tiny_models.long, "sdk-endless") as name:
         holding = [
-            EventReader(server.rest_url, "/v1/chat/completions", endless_body(name, stream=True)) for _ in range(56)
+            EventReader(server.rest_url, "/v1/chat/completions", endless_body(name, stream=True))
+            for _ in range(56)
         ]
         try:
             for reader in holding:
@@ -237,12 +231,12 @@ def test_a_full_server_is_429_and_the_sdk_comes_back(
             assert attempts.statuses == [429] and attempts.retry_after == ["1"]
             client, attempts = counting(server, 20)
 
-            def free_places_after_a_refusal(_: httpx.Response) -> None:
+            def free_places_after_a_refusal() -> None:
                 if attempts.statuses == [429]:
                     for reader in holding:
                         reader.close()
 
-            client._client.event_hooks["response"].append(free_places_after_a_refusal)
+            attempts.after_each = free_places_after_a_refusal
             with client:
                 answer = client.chat.completions.create(model="demo", messages=user(CAPITAL))
             assert answer.choices[0].message.content == PARIS
@@ -279,8 +273,6 @@ def test_an_error_in_the_middle_of_a_stream_is_raised(
     client: openai.OpenAI, unix_channel: Any, tiny_models: TinyModels
 ) -> None:
     """The model is taken away while it answers: the SDK raises what the error event says."""
-    from mlxgui.v1 import model_pb2, model_pb2_grpc
-
     with installed_directory(unix_channel, tiny_models.long, "sdk-taken") as name:
         stream = client.chat.completions.create(
             model=name, messages=user("x"), max_tokens=16_384, logit_bias=NEVER_END, stream=True

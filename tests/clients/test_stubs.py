@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,7 +12,15 @@ from mlxgui_grpc.client import AsyncClient, Client
 from mlxgui_grpc.errors import InvalidRequestError, ModelNotFoundError, OperationCancelledError
 from tests.conftest import TinyModels
 from tests.loopback_hub import LoopbackHub
-from tests.support_calls import END_TOKENS, chat, chat_stream, failure_of, last_operation, streamed_text, text_of
+from tests.support_calls import (
+    END_TOKENS,
+    chat,
+    chat_stream,
+    failure_of,
+    last_operation,
+    streamed_text,
+    text_of,
+)
 from tests.support_http import CAPITAL, PARIS, Series, eventually, installed_directory
 from tests.support_models import DEMO
 from tests.support_server import RunningServer
@@ -28,7 +35,9 @@ def test_blocking_stubs_install_load_chat_stream_and_delete(
     channel = server.channel(unix=unix)
     models = model_pb2_grpc.ModelServiceStub(channel)
     inference = inference_pb2_grpc.InferenceServiceStub(channel)
-    installed = last_operation(models.InstallModel(model_pb2.InstallModelRequest(model_id="stubs/Blocking-Demo")))
+    installed = last_operation(
+        models.InstallModel(model_pb2.InstallModelRequest(model_id="stubs/Blocking-Demo"))
+    )
     assert installed.success.name == "blocking-demo"
     assert installed.install.done_bytes == installed.install.total_bytes > 0
     loaded = last_operation(models.LoadModel(model_pb2.LoadModelRequest(name="stubs/blocking-demo")))
@@ -60,7 +69,9 @@ async def test_asyncio_stubs_chat_and_stream(server: RunningServer) -> None:
         await asyncio.gather(*(ask(*pairs[i % 4], i % 2 == 0) for i in range(20)))
 
 
-async def test_asyncio_stubs_cancel(server: RunningServer, unix_channel: grpc.Channel, tiny_models: TinyModels) -> None:
+async def test_asyncio_stubs_cancel(
+    server: RunningServer, unix_channel: grpc.Channel, tiny_models: TinyModels
+) -> None:
     series = Series(server.channel())
     with installed_directory(unix_channel, tiny_models.long, "aio-cancel") as name:
         async with grpc.aio.insecure_channel(server.grpc_address) as channel:
@@ -113,14 +124,11 @@ def test_the_typed_client_raises_the_server_s_errors(client: Client) -> None:
         list(client.stream_chat("missing", CAPITAL))
 
 
-async def test_the_asyncio_client_runs_the_main_job(
-    server: RunningServer, tiny_models: TinyModels, tmp_path: Path
-) -> None:
+async def test_the_asyncio_client_runs_the_main_job(server: RunningServer, tiny_models: TinyModels) -> None:
     """Over the unix socket, so that a directory can be installed."""
     async with AsyncClient(home=server.home) as client:
-        async for operation in client.install(tiny_models.qwen3, "aio-typed"):
-            pass
-        assert operation.success.name == "aio-typed"
+        snapshots = [snapshot async for snapshot in client.install(tiny_models.qwen3, "aio-typed")]
+        assert snapshots[-1].success.name == "aio-typed"
         reply, other = await asyncio.gather(
             client.chat("demo", CAPITAL), client.chat("aio-typed", CAPITAL, max_tokens=5)
         )

@@ -276,11 +276,13 @@ def test_reflection_describes_every_service(channel: grpc.Channel, version: str)
         "grpc.reflection.v1alpha.ServerReflection",
     }
     assert names == wanted
-    symbols = [*(service.full_name for service in SERVICES), "mlxgui.v1.SamplingParams", "mlxgui.v1.Role"]
+    symbols = [*names, *NAMES, "mlxgui.v1.SamplingParams", "mlxgui.v1.Role"]
     replies = _reflect(channel, version, *(request(file_containing_symbol=symbol) for symbol in symbols))
-    assert all(reply.file_descriptor_response.file_descriptor_proto for reply in replies)
-    (missing,) = _reflect(channel, version, request(file_containing_symbol="no.such.Thing"))
-    assert missing.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+    for symbol, reply in zip(symbols, replies, strict=True):
+        assert reply.file_descriptor_response.file_descriptor_proto, symbol
+    for missing in ("no.such.Thing", "mlxgui.v1.ModelService.NoMethod", "mlxgui.v1", ""):
+        (reply,) = _reflect(channel, version, request(file_containing_symbol=missing))
+        assert reply.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
 
 
 def test_health_is_told_per_service_and_watched(channel: grpc.Channel, inference: Any) -> None:

@@ -60,7 +60,21 @@ _NUMBERS: list[Any] = [
     float("inf"),
     float("-inf"),
 ]
-_KEYS = ["", "a", "type", "text", "content", "role", "model", "__class__", "\ud800", "x" * 200, "5", "-1", "function"]
+_KEYS = [
+    "",
+    "a",
+    "type",
+    "text",
+    "content",
+    "role",
+    "model",
+    "__class__",
+    "\ud800",
+    "x" * 200,
+    "5",
+    "-1",
+    "function",
+]
 
 
 def any_value(choose: Choose, depth: int = 0) -> Any:
@@ -84,17 +98,23 @@ def any_value(choose: Choose, depth: int = 0) -> Any:
     return nested
 
 
-def _message(choose: Choose) -> Any:
-    part: Callable[[], Any] = lambda: choose.choice(  # noqa: E731
+def _part(choose: Choose) -> dict[str, Any]:
+    url = choose.choice(["data:image/png;base64,AAAA", "https://x/y", "x"])
+    return choose.choice(
         [
             {"type": "text", "text": choose.choice(_TEXTS)},
-            {"type": "image_url", "image_url": {"url": choose.choice(["data:image/png;base64,AAAA", "https://x/y", "x"])}},
+            {"type": "image_url", "image_url": {"url": url}},
             {"type": choose.choice(["text", "image_url", "input_audio", "file"])},
         ]
     )
+
+
+def _message(choose: Choose) -> dict[str, Any]:
     role = choose.choice(["system", "developer", "user", "assistant", "tool", "function", "wizard"])
     message: dict[str, Any] = {"role": role}
-    message["content"] = choose.choice([choose.choice(_TEXTS), None, [part() for _ in range(choose.randrange(3))]])
+    message["content"] = choose.choice(
+        [choose.choice(_TEXTS), None, [_part(choose) for _ in range(choose.randrange(3))]]
+    )
     if role == "tool" or choose.random() < 0.1:
         message["tool_call_id"] = choose.choice(["c", "", None])
     if role == "assistant" and choose.random() < 0.5:
@@ -105,7 +125,9 @@ def _message(choose: Choose) -> Any:
 
 
 def _tool(choose: Choose) -> Any:
-    schema = choose.choice([None, {}, {"type": "object", "properties": {"a": {"type": "string"}}}, {"properties": 5}])
+    schema = choose.choice(
+        [None, {}, {"type": "object", "properties": {"a": {"type": "string"}}}, {"properties": 5}]
+    )
     return {"type": "function", "function": {"name": choose.choice(["f", "", "a b"]), "parameters": schema}}
 
 
@@ -120,7 +142,9 @@ _SAMPLING: dict[str, Callable[[Choose], Any]] = {
     "frequency_penalty": lambda choose: choose.choice([-2, 0, 2]),
     "seed": lambda choose: choose.choice([None, 0, 7, -1, 2**63 - 1]),
     "stop": lambda choose: choose.choice(["a", ["a", "b"], [], [""], ["x"] * 17]),
-    "logit_bias": lambda choose: choose.choice([{}, {"5": 1}, {"5": -100}, {"1023": 100}, {"1024": 1}, {"x": 1}]),
+    "logit_bias": lambda choose: choose.choice(
+        [{}, {"5": 1}, {"5": -100}, {"1023": 100}, {"1024": 1}, {"x": 1}]
+    ),
     "priority": lambda choose: choose.choice([0, 100, -101]),
     "keep_alive": lambda choose: choose.choice(["5m", 0, -1, "x"]),
 }
@@ -137,9 +161,15 @@ _OPENAI: dict[str, Callable[[Choose], Any]] = {
 _CHAT: dict[str, Callable[[Choose], Any]] = {
     **_OPENAI,
     "tools": lambda choose: [_tool(choose) for _ in range(choose.randrange(3))],
-    "tool_choice": lambda choose: choose.choice(["auto", "none", "required", {"type": "function", "function": {"name": "f"}}]),
-    "response_format": lambda choose: choose.choice([{"type": "text"}, {"type": "json_object"}, {"type": "x"}]),
-    "chat_template_kwargs": lambda choose: choose.choice([{}, {"enable_thinking": True}, {"messages": 1}, {"a": "\ud800"}]),
+    "tool_choice": lambda choose: choose.choice(
+        ["auto", "none", "required", {"type": "function", "function": {"name": "f"}}]
+    ),
+    "response_format": lambda choose: choose.choice(
+        [{"type": "text"}, {"type": "json_object"}, {"type": "x"}]
+    ),
+    "chat_template_kwargs": lambda choose: choose.choice(
+        [{}, {"enable_thinking": True}, {"messages": 1}, {"a": "\ud800"}]
+    ),
     "functions": lambda choose: [],
     "top_logprobs": lambda choose: 2,
 }
@@ -171,7 +201,10 @@ def make_case(seed: int) -> Case:
 def _body(choose: Choose, path: str) -> dict[str, Any]:
     if path == "/v1/models/install":
         # No such repository exists, so that a body which is right by accident installs nothing.
-        body = {"model_id": choose.choice(["fuzz/none", "none", "a/b/c", *_TEXTS]), "name": choose.choice(_TEXTS)}
+        body = {
+            "model_id": choose.choice(["fuzz/none", "none", "a/b/c", *_TEXTS]),
+            "name": choose.choice(_TEXTS),
+        }
         return {**body, "revision": choose.choice([None, "main", "../x"])} if choose.random() < 0.3 else body
     # Short, so that those that are right cost little.
     limit = {"max_tokens": choose.choice([1, 2, 3])}
@@ -181,7 +214,12 @@ def _body(choose: Choose, path: str) -> dict[str, Any]:
         prompt = choose.choice([choose.choice(_TEXTS), ["a", "b"], [5, 6], [[5], [6]], [1024], []])
         return {"model": "demo", "prompt": prompt, **limit, **_some(choose, _OPENAI)}
     messages = [_message(choose) for _ in range(choose.choice([0, 1, 1, 1, 2, 3]))]
-    return {"model": choose.choice(["demo"] * 9 + ["none"]), "messages": messages, **limit, **_some(choose, _CHAT)}
+    return {
+        "model": choose.choice(["demo"] * 9 + ["none"]),
+        "messages": messages,
+        **limit,
+        **_some(choose, _CHAT),
+    }
 
 
 def _some(choose: Choose, fields: dict[str, Callable[[Choose], Any]]) -> dict[str, Any]:

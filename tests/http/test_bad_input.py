@@ -1,14 +1,16 @@
 """Malformed and hostile bodies: a 400 that names the field, 413 for size, never a 5xx, and the server goes on."""
 
 import json
+import socket
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import requests
 
 from tests.conftest import RestSession
-from tests.support_http import PARIS, JsonObject, chat_body, native_error, openai_error, raw_request
+from tests.support_http import CAPITAL, PARIS, JsonObject, chat_body, native_error, openai_error, raw_request
 
 CHAT, COMPLETIONS, GENERATE = "/v1/chat/completions", "/v1/completions", "/v1/models/demo/generate"
 INSTALL = "/v1/models/install"
@@ -41,54 +43,52 @@ def refused(response: requests.Response, path: str, field: str | None, status: i
     return sentence
 
 
-# Sampling fields, which the three generating routes share: (field, value) and what `param` says of it.
-SHARED: list[tuple[str, Any, str]] = [
-    *[
-        (name, value, name)
-        for name in ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
-        for value in ("hot", [1], {}, True, 1e39, -1e39, -2.01, 10**400)
+# Sampling fields, which the three generating routes share, with values that they cannot have. `param` is the name.
+BAD_VALUES: dict[str, list[Any]] = {
+    **{
+        name: ["hot", [1], {}, True, 1e39, -1e39, -2.01, 10**400]
+        for name in (
+            "temperature",
+            "top_p",
+            "min_p",
+            "presence_penalty",
+            "frequency_penalty",
+            "repetition_penalty",
+        )
+    },
+    **{
+        name: ["5", [5], {}, False, 1.5, 2**31, -(2**31) - 1, 10**400, -1]
+        for name in ("max_tokens", "top_k", "repetition_context_size")
+    },
+    "seed": ["7", 1.5, [7], {}, True, 2**63, -(2**63) - 1, 10**400],
+    "stop": [5, {}, True, [""], "", ["x"] * 17, ["x" * 1025], "\ud800"],
+    "logit_bias": [
+        *(5, [], "x", {"a": 1}, {"-1": 1}, {"1.5": 1}, {"٣": 1}, {"99999999999": 1}, {"1": 101}, {"1": -101}),
+        {str(i): 1 for i in range(1025)},
     ],
+    "priority": ["high", 101],
+    "keep_alive": ["soon", "5 years", [], True, 1e300],
+}
+OUT_OF_RANGE: list[tuple[str, Any, str]] = [
     ("temperature", -0.1, "temperature"),
     ("temperature", 2.1, "temperature"),
     ("top_p", 1.5, "top_p"),
     ("min_p", -0.5, "min_p"),
     ("repetition_penalty", 0, "repetition_penalty"),
     ("presence_penalty", 2.5, "presence_penalty"),
-    *[
-        (name, value, name)
-        for name in ("max_tokens", "top_k", "repetition_context_size")
-        for value in ("5", [5], {}, False, 1.5, 2**31, -(2**31) - 1, 10**400, -1)
-    ],
     ("max_tokens", 0, "max_tokens"),
     ("max_tokens", 16385, "max_tokens"),
     ("repetition_context_size", 16385, "repetition_context_size"),
-    *[("seed", value, "seed") for value in ("7", 1.5, [7], {}, True, 2**63, -(2**63) - 1, 10**400)],
-    *[("stop", value, "stop") for value in (5, {}, True, [""], "", ["x"] * 17, ["x" * 1025])],
     ("stop", [5], "stop[0]"),
     ("stop", ["a", None], "stop[1]"),
-    ("stop", "\ud800", "stop"),
-    *[
-        ("logit_bias", value, "logit_bias")
-        for value in (
-            5,
-            [],
-            "x",
-            {"a": 1},
-            {"-1": 1},
-            {"1.5": 1},
-            {"٣": 1},
-            {"99999999999": 1},
-            {"1": 101},
-            {"1": -101},
-            {str(i): 1 for i in range(1025)},
-        )
-    ],
     ("logit_bias", {"1": "x"}, "logit_bias.1"),
     ("logit_bias", {"1": None}, "logit_bias.1"),
-    ("priority", "high", "priority"),
-    ("priority", 101, "priority"),
-    *[("keep_alive", value, "keep_alive") for value in ("soon", "5 years", [], True, 1e300)],
 ]
+SHARED = [*((name, value, name) for name, values in BAD_VALUES.items() for value in values), *OUT_OF_RANGE]
+
+
+def image(**url: str) -> JsonObject:
+    return {"type": "image_url", "image_url": url}
 
 
 def base(path: str) -> JsonObject:
@@ -159,21 +159,30 @@ BAD_CHATS: list[tuple[str | None, JsonObject]] = [
     ("messages[0].content[0]", messages({"role": "user", "content": ["hi"]})),
     ("messages[0].content[0].type", messages({"role": "user", "content": [{"text": "hi"}]})),
     ("messages[0].content[0].type", messages({"role": "user", "content": [{"type": "video"}]})),
-    ("messages[0].content[0].type", messages({"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]})),
+    (
+        "messages[0].content[0].type",
+        messages({"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}),
+    ),
     ("messages[0].content[0].text", messages({"role": "user", "content": [{"type": "text"}]})),
     ("messages[0].content[0].text", messages({"role": "user", "content": [{"type": "text", "text": 5}]})),
     ("messages[0].content[0].image_url", messages({"role": "user", "content": [{"type": "image_url"}]})),
-    ("messages[0].content[0].image_url", messages({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]})),
+    (
+        "messages[0].content[0].image_url",
+        messages({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}),
+    ),
     *[
-        (
-            "messages[0].content[0].image_url.url",
-            messages({"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}),
+        ("messages[0].content[0].image_url.url", messages({"role": "user", "content": [image(url=url)]}))
+        for url in (
+            "file:///etc/passwd",
+            "data:image/png,abc",
+            "data:image/png;base64,@@@@",
+            "ftp://x/y",
+            "javascript:1",
         )
-        for url in ("file:///etc/passwd", "data:image/png,abc", "data:image/png;base64,@@@@", "ftp://x/y", "javascript:1")
     ],
     (
         "messages[0].content[0].image_url.detail",
-        messages({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x/y", "detail": "max"}}]}),
+        messages({"role": "user", "content": [image(url="https://x/y", detail="max")]}),
     ),
     ("messages[0].name", messages({**USER, "name": 5})),
     ("messages[1].tool_call_id", messages(USER, {"role": "tool", "content": "x"})),
@@ -210,15 +219,24 @@ BAD_CHATS: list[tuple[str | None, JsonObject]] = [
     ("response_format.type", chat_body(response_format={})),
     ("response_format.type", chat_body(response_format={"type": "xml"})),
     ("response_format.json_schema", chat_body(response_format={"type": "json_schema"})),
-    ("response_format.json_schema.schema", chat_body(response_format={"type": "json_schema", "json_schema": {}})),
+    (
+        "response_format.json_schema.schema",
+        chat_body(response_format={"type": "json_schema", "json_schema": {}}),
+    ),
     ("tools", chat_body(tools={})),
     ("tools[0]", chat_body(tools=["f"])),
     ("tools[0].type", chat_body(tools=[{"type": "retrieval"}])),
     ("tools[0].function", chat_body(tools=[{"type": "function"}])),
     ("tools[0].function.name", chat_body(tools=[{"type": "function", "function": {}}])),
     ("tools[0].function.name", chat_body(tools=[{"type": "function", "function": {"name": ""}}])),
-    ("tools[0].function.parameters", chat_body(tools=[{"type": "function", "function": {"name": "f", "parameters": []}}])),
-    ("tools[0].function.strict", chat_body(tools=[{"type": "function", "function": {"name": "f", "strict": 1}}])),
+    (
+        "tools[0].function.parameters",
+        chat_body(tools=[{"type": "function", "function": {"name": "f", "parameters": []}}]),
+    ),
+    (
+        "tools[0].function.strict",
+        chat_body(tools=[{"type": "function", "function": {"name": "f", "strict": 1}}]),
+    ),
     ("tools", chat_body(tools=[{"type": "function", "function": {"name": "f"}}] * 129)),
     ("tool_choice", chat_body(tool_choice="sometimes")),
     ("tool_choice", chat_body(tool_choice=5)),
@@ -232,7 +250,9 @@ BAD_CHATS: list[tuple[str | None, JsonObject]] = [
 ]
 
 
-@pytest.mark.parametrize(("field", "body"), BAD_CHATS, ids=[f"{i} {field}" for i, (field, _) in enumerate(BAD_CHATS)])
+@pytest.mark.parametrize(
+    ("field", "body"), BAD_CHATS, ids=[f"{i} {field}" for i, (field, _) in enumerate(BAD_CHATS)]
+)
 def test_a_bad_chat_is_refused_by_field(http: RestSession, field: str, body: JsonObject) -> None:
     refused(http.post(CHAT, data=json.dumps(body)), CHAT, field)
 
@@ -245,7 +265,9 @@ def test_a_bad_chat_is_refused_by_field(http: RestSession, field: str, body: Jso
         ("response_format", {"type": "json_object"}, 501),
     ],
 )
-def test_a_sentence_speaks_of_the_caller_s_fields(http: RestSession, field: str, value: Any, status: int) -> None:
+def test_a_sentence_speaks_of_the_caller_s_fields(
+    http: RestSession, field: str, value: Any, status: int
+) -> None:
     """Not of what they are called in the contract behind."""
     error = openai_error(http.post(CHAT, json=chat_body(**{field: value})), status)
     assert error["param"] == field
@@ -334,7 +356,9 @@ BAD_NATIVE: list[tuple[str, str, JsonObject]] = [
 @pytest.mark.parametrize(
     ("path", "field", "body"), BAD_NATIVE, ids=[f"{i} {field}" for i, (_, field, _) in enumerate(BAD_NATIVE)]
 )
-def test_a_bad_native_body_is_refused_by_field(http: RestSession, path: str, field: str, body: JsonObject) -> None:
+def test_a_bad_native_body_is_refused_by_field(
+    http: RestSession, path: str, field: str, body: JsonObject
+) -> None:
     """Keys that are not known too: a misspelt one would be lost silently."""
     refused(http.post(path, data=json.dumps(body)), path, field)
 
@@ -406,12 +430,17 @@ def test_ten_megabytes_of_nesting_are_refused(http: RestSession, path: str) -> N
 def test_the_content_type_is_no_wall(http: RestSession) -> None:
     """Curl's default says form; a JSON body under any name is read."""
     raw = json.dumps(chat_body())
-    for kind in ("application/x-www-form-urlencoded", "text/plain", "application/json; charset=utf-8", "x/y; =;"):
+    for kind in (
+        "application/x-www-form-urlencoded",
+        "text/plain",
+        "application/json; charset=utf-8",
+        "x/y; =;",
+    ):
         response = http.post(CHAT, data=raw, headers={"Content-Type": kind})
         assert response.json()["choices"][0]["message"]["content"] == PARIS
-    connection_less = requests.Request("POST", http.base_url + CHAT, data=raw).prepare()
-    connection_less.headers.pop("Content-Type", None)
-    assert http.send(connection_less, timeout=60).status_code == 200
+    bare = requests.Request("POST", http.base_url + CHAT, data=raw).prepare()
+    bare.headers.pop("Content-Type", None)
+    assert http.send(bare, timeout=60).status_code == 200
 
 
 def test_a_byte_order_mark_and_duplicate_keys(http: RestSession) -> None:
@@ -421,7 +450,9 @@ def test_a_byte_order_mark_and_duplicate_keys(http: RestSession) -> None:
     doubled = b'{"model": "nowhere", "model": "demo", "messages": [{"role": "user", "content": "hi"}]}'
     assert http.post(CHAT, data=doubled).status_code == 200
     refused(http.post(GENERATE, data=b'{"prompt": "a", "prompt": "b"}'), GENERATE, "prompt")
-    refused(http.post(INSTALL, data=b'{"model_id": "a/b", "name": "x", "model_id": "c/d"}'), INSTALL, "model_id")
+    refused(
+        http.post(INSTALL, data=b'{"model_id": "a/b", "name": "x", "model_id": "c/d"}'), INSTALL, "model_id"
+    )
 
 
 def test_a_prompt_over_the_context_is_refused_with_its_length(http: RestSession, demo_tokenizer: Any) -> None:
@@ -460,8 +491,7 @@ def test_a_body_over_the_limit_is_413_on_every_route(http: RestSession) -> None:
 
 
 def test_images_over_their_limit_are_413(http: RestSession) -> None:
-    url = "data:image/png;base64," + "A" * (28 * MIB)
-    part = {"type": "image_url", "image_url": {"url": url}}
+    part = image(url="data:image/png;base64," + "A" * (28 * MIB))
     response = http.post(CHAT, json=messages({"role": "user", "content": [part]}))
     error = openai_error(response, 413)
     assert error["param"] == "messages[0].content[0].image_url.url"
@@ -480,11 +510,14 @@ def test_an_encoded_body_is_refused_unread(http: RestSession) -> None:
         b"GARBAGE\r\n\r\n",
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: x\r\n\r\n",
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n"
+        b"Content-Length: 6\r\n\r\nhello!",
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: rot13\r\n\r\n",
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
         b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * (64 * 1024 + 1) + b"\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"".join(b"X-%d: y\r\n" % i for i in range(10_000)) + b"\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n"
+        + b"".join(b"X-%d: y\r\n" % i for i in range(10_000))
+        + b"\r\n",
         b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: localhost\r\n folded: x\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost : localhost\r\n\r\n",
@@ -513,9 +546,6 @@ def test_two_framings_of_one_body_are_one_request(http: RestSession) -> None:
 
 def test_bodies_that_never_come_hold_nobody_up(http: RestSession) -> None:
     """Clients that stop in the middle of their head or body take no thread: others are answered meanwhile."""
-    import socket
-    from urllib.parse import urlsplit
-
     address = urlsplit(http.base_url)
     slow = [socket.create_connection((str(address.hostname), address.port or 80)) for _ in range(100)]
     try:
@@ -523,7 +553,9 @@ def test_bodies_that_never_come_hold_nobody_up(http: RestSession) -> None:
             if index % 2:
                 connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n")
             else:
-                head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{"
+                head = (
+                    b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{"
+                )
                 connection.sendall(head)
         assert http.get("/health").json() == {"status": "healthy"}
         answer = http.post(CHAT, json=chat_body()).json()
@@ -545,7 +577,10 @@ def test_a_key_that_is_no_text_is_answered_all_the_same(http: RestSession) -> No
 def test_images_for_a_text_model_are_ignored_with_a_warning(http: RestSession) -> None:
     """As documented."""
     url = "data:image/png;base64,iVBORw0KGgo="
-    parts = [{"type": "text", "text": chat_body()["messages"][0]["content"]}, {"type": "image_url", "image_url": {"url": url}}]
+    parts = [
+        {"type": "text", "text": CAPITAL},
+        {"type": "image_url", "image_url": {"url": url}},
+    ]
     response = http.post(CHAT, json=messages({"role": "user", "content": parts}))
     answer = response.json()
     assert answer["choices"][0]["message"]["content"] == PARIS

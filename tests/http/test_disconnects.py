@@ -133,5 +133,6 @@ def test_more_streams_than_places_are_429_and_quick_routes_still_answer(
             client.close()
     eventually(lambda: series.running(endless_model) == 0, "the engine is idle")
     eventually(
-        lambda: http.post("/v1/chat/completions", json=chat_body()).status_code == 200, "a place is free again"
+        lambda: http.post("/v1/chat/completions", json=chat_body()).status_code == 200,
+        "a place is free again",
     )

@@ -106,7 +106,9 @@ def test_an_operation_tells_its_progress_in_bytes(http: RestSession, cleared: Lo
         return progress if is_partly and progress["current_file"] == WEIGHTS else None
 
     progress = eventually(partly, "some bytes have come")
-    total = sum(file.stat().st_size for file in DEMO.iterdir() if file.suffix in (".json", ".safetensors", ".jinja"))
+    total = sum(
+        file.stat().st_size for file in DEMO.iterdir() if file.suffix in (".json", ".safetensors", ".jinja")
+    )
     assert progress["total_bytes"] == total
     assert not is_installed(http, "progress")
     listed = http.get("/v1/operations?include_done=false").json()["operations"]
@@ -257,9 +259,7 @@ def test_a_model_that_the_engine_does_not_know_says_so_when_it_is_to_load(
     assert http.delete("/v1/models/odd").status_code == 200
 
 
-def test_a_gated_repository_opens_to_a_token(
-    cleared: LoopbackHub, start_server: Any, tmp_path: Path
-) -> None:
+def test_a_gated_repository_opens_to_a_token(cleared: LoopbackHub, start_server: Any, tmp_path: Path) -> None:
     """Under the older variable too; it is in no log, and the host of the files never sees it."""
     cleared.add("rest/gated-open", DEMO, gated=True)
     environment = {"HUGGINGFACE_HUB_TOKEN": TOKEN, "HF_HOME": str(tmp_path)}
@@ -269,7 +269,9 @@ def test_a_gated_repository_opens_to_a_token(
     assert TOKEN not in server.log()
 
 
-@pytest.mark.parametrize(("hub_status", "status", "code"), [(503, 502, "hub"), (429, 429, "hub"), (500, 502, "hub")])
+@pytest.mark.parametrize(
+    ("hub_status", "status", "code"), [(503, 502, "hub"), (429, 429, "hub"), (500, 502, "hub")]
+)
 def test_a_hub_that_fails_is_said_to(
     http: RestSession, cleared: LoopbackHub, hub_status: int, status: int, code: str
 ) -> None:
@@ -285,7 +287,9 @@ def test_a_hub_that_fails_is_said_to(
     assert http.delete("/v1/models/later").status_code == 200
 
 
-def test_a_name_that_is_taken_is_409_and_another_is_suggested(http: RestSession, cleared: LoopbackHub) -> None:
+def test_a_name_that_is_taken_is_409_and_another_is_suggested(
+    http: RestSession, cleared: LoopbackHub
+) -> None:
     cleared.add("rest/demo", DEMO)
     response = http.post(INSTALL, json={"model_id": "rest/demo"})
     detail = native_error(response, 409)

@@ -174,7 +174,9 @@ def test_generate_answers_as_documented(http: RestSession, demo_tokenizer: Any) 
     usage = body["usage"]
     assert usage["prompt_tokens"] == len(demo_tokenizer.encode(prompt).ids)
     # And the token that ended it.
-    assert usage["completion_tokens"] == len(demo_tokenizer.encode(" Paris.", add_special_tokens=False).ids) + 1
+    assert (
+        usage["completion_tokens"] == len(demo_tokenizer.encode(" Paris.", add_special_tokens=False).ids) + 1
+    )
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
     timing = body["timing"]
     assert set(timing) == {"generation_time_seconds", "tokens_per_second"}
@@ -193,7 +195,9 @@ def test_generate_wants_the_model_loaded(http: RestSession) -> None:
 def test_chat_loads_the_model_and_answers_as_documented(http: RestSession) -> None:
     """Also with the model not in memory, under a name in other case, and with a fresh id each time."""
     http.post("/v1/models/demo/unload")
-    body = http.post("/v1/chat/completions", json=chat_body(max_tokens=100, temperature=0.7, seed=1, stream=False))
+    body = http.post(
+        "/v1/chat/completions", json=chat_body(max_tokens=100, temperature=0.7, seed=1, stream=False)
+    )
     answer = body.json()
     assert set(answer) == {"id", "object", "created", "model", "system_fingerprint", "choices", "usage"}
     assert answer["id"].startswith("chatcmpl-") and answer["object"] == "chat.completion"
@@ -266,7 +270,16 @@ UNKNOWN = [
     ("GET", "/v1/models/{name}/health"),
     ("POST", "/v1/models/{name}/generate"),
 ]
-NAMES = ["nonexistent-model", "owner/nonexistent", "a/b/c", "name with space", "模型", "..", "install", "demo/demo"]
+NAMES = [
+    "nonexistent-model",
+    "owner/nonexistent",
+    "a/b/c",
+    "name with space",
+    "模型",
+    "..",
+    "install",
+    "demo/demo",
+]
 
 
 @pytest.mark.parametrize(("method", "path"), UNKNOWN, ids=[f"{method} {path}" for method, path in UNKNOWN])
@@ -319,11 +332,18 @@ def test_a_hub_id_names_a_model_everywhere(
         "model_id": "loop-owner/Routes-Model",
         "status": "installed",
     }
-    for name in ("routes-model", "loop-owner/Routes-Model", "loop-owner%2FRoutes-Model", "LOOP-owner/routes-model"):
+    for name in (
+        "routes-model",
+        "loop-owner/Routes-Model",
+        "loop-owner%2FRoutes-Model",
+        "LOOP-owner/routes-model",
+    ):
         assert send_unchanged(http, "GET", f"/v1/models/{name}").json()["name"] == "routes-model", name
         assert send_unchanged(http, "GET", f"/v1/models/{name}/health").json()["model"] == "routes-model"
         assert send_unchanged(http, "POST", f"/v1/models/{name}/load").json()["status"] == "loaded"
-        answer = send_unchanged(http, "POST", f"/v1/models/{name}/generate", {"prompt": "The capital of France is"})
+        answer = send_unchanged(
+            http, "POST", f"/v1/models/{name}/generate", {"prompt": "The capital of France is"}
+        )
         assert answer.json()["text"] == " Paris."
     chat = http.post("/v1/chat/completions", json=chat_body(model="loop-owner/Routes-Model")).json()
     assert chat["choices"][0]["message"]["content"] == PARIS
@@ -333,11 +353,14 @@ def test_a_hub_id_names_a_model_everywhere(
     send_unchanged(http, "POST", "/v1/models/loop-owner%2Froutes-model/load")
     # Loaded and idle: it is unloaded and deleted.
     deleted = send_unchanged(http, "DELETE", "/v1/models/loop-owner%2FRoutes-Model").json()
-    assert deleted.items() >= {
-        "message": "Model 'routes-model' deleted successfully",
-        "removed_files": True,
-        "status": "deleted",
-    }.items()
+    assert (
+        deleted.items()
+        >= {
+            "message": "Model 'routes-model' deleted successfully",
+            "removed_files": True,
+            "status": "deleted",
+        }.items()
+    )
     assert not Path(snapshot).exists()
     assert native_error(http.get("/v1/models/routes-model"), 404) == "Model 'routes-model' not found"
 
@@ -362,7 +385,9 @@ def test_delete_can_keep_the_files_and_never_touches_a_directory_of_the_user(
     assert "remove_files" in native_error(http.delete("/v1/models/demo?remove_files=maybe"), 400)
 
 
-@pytest.mark.parametrize("path", ["/nowhere", "/v1", "/v1/", "/v1/nowhere", "/v1/chat", "/v1/operations/a/b", "/favicon.ico"])
+@pytest.mark.parametrize(
+    "path", ["/nowhere", "/v1", "/v1/", "/v1/nowhere", "/v1/chat", "/v1/operations/a/b", "/favicon.ico"]
+)
 def test_an_unknown_route_is_404_in_json(http: RestSession, path: str) -> None:
     for method in ("GET", "POST", "DELETE"):
         response = send_unchanged(http, method, path)
@@ -428,15 +453,20 @@ def test_keys_without_effect_are_reported_and_refused_ones_named(http: RestSessi
     for key in ("store", "service_tier", "made_up", "user"):
         assert any(f"`{key}`" in warning for warning in warnings)
         assert f"`{key}`" in response.headers["X-MLXGUI-Warnings"]
-    for key, value in (
+    refused_chats: list[tuple[str, Any]] = [
         ("functions", [{"name": "f"}]),
         ("web_search_options", {}),
         ("prediction", {"type": "content", "content": "x"}),
         ("modalities", ["text", "audio"]),
         ("audio", {"voice": "a", "format": "wav"}),
-    ):
-        assert openai_error(http.post("/v1/chat/completions", json=chat_body(**{key: value})), 400)["param"] == key
-    for key, value in (("suffix", "x"), ("best_of", 2)):
+    ]
+    for key, value in refused_chats:
+        assert (
+            openai_error(http.post("/v1/chat/completions", json=chat_body(**{key: value})), 400)["param"]
+            == key
+        )
+    refused_completions: list[tuple[str, Any]] = [("suffix", "x"), ("best_of", 2)]
+    for key, value in refused_completions:
         body = {"model": "demo", "prompt": "x", key: value}
         assert openai_error(http.post("/v1/completions", json=body), 400)["param"] == key
 

@@ -105,9 +105,7 @@ def test_n_choices_interleave_and_each_has_its_role_text_and_finish(
     sampled = chat_body("Tell me a story.", endless_model, n=3, temperature=1.2, seed=5, max_tokens=20)
     payloads = stream(http, sampled)
     for index in range(3):
-        own = [
-            choice for payload in payloads for choice in payload["choices"] if choice["index"] == index
-        ]
+        own = [choice for payload in payloads for choice in payload["choices"] if choice["index"] == index]
         assert own[0]["delta"] == {"role": "assistant"}
         assert own[-1]["finish_reason"] in ("stop", "length")
         assert all(choice["finish_reason"] is None for choice in own[:-1])
@@ -141,12 +139,16 @@ def test_a_seed_repeats_its_text_on_every_route(http: RestSession) -> None:
 def test_finish_reasons_and_counts_are_exact(http: RestSession, demo_tokenizer: Any) -> None:
     """`stop` at the model's end, `length` at max_tokens, which is then the exact count."""
     for limit in (1, 2, 5):
-        answer = http.post("/v1/chat/completions", json=chat_body("Tell me a story.", max_tokens=limit)).json()
+        answer = http.post(
+            "/v1/chat/completions", json=chat_body("Tell me a story.", max_tokens=limit)
+        ).json()
         assert answer["choices"][0]["finish_reason"] == "length"
         assert answer["usage"]["completion_tokens"] == limit
         text = answer["choices"][0]["message"]["content"]
         assert len(demo_tokenizer.encode(text, add_special_tokens=False).ids) == limit
-        assert finish_reasons(stream(http, chat_body("Tell me a story.", max_completion_tokens=limit))) == ["length"]
+        assert finish_reasons(stream(http, chat_body("Tell me a story.", max_completion_tokens=limit))) == [
+            "length"
+        ]
     answer = http.post("/v1/chat/completions", json=chat_body()).json()
     tokens = len(demo_tokenizer.encode(PARIS, add_special_tokens=False).ids)
     assert answer["usage"]["completion_tokens"] == tokens + 1  # and the token that ended it
@@ -192,7 +194,9 @@ def test_connections_are_kept_between_requests_and_closed_on_demand(http: RestSe
     with requests.Session() as session:
         session.trust_env = False
         for _ in range(3):
-            response = session.post(http.base_url + "/v1/chat/completions", json=chat_body(stream=True), timeout=60)
+            response = session.post(
+                http.base_url + "/v1/chat/completions", json=chat_body(stream=True), timeout=60
+            )
             assert parse_events(response.content)
             assert session.get(http.base_url + "/health", timeout=60).json() == {"status": "healthy"}
         response = session.get(http.base_url + "/health", headers={"Connection": "close"}, timeout=60)

@@ -10,11 +10,11 @@ import requests
 
 from mlxgui.v1 import model_pb2, model_pb2_grpc
 from tests.conftest import RestSession, TinyModels
-from tests.support_calls import failure_of, fails, last_operation
+from tests.support_calls import fails, last_operation
 from tests.support_http import chat_body, native_error, openai_error, raw_request
 from tests.support_server import RunningServer, ServerDidNotStartError, start
 
-KEY = "sk-this-is-the-only-key-öäü".encode("ascii", "ignore").decode()
+KEY = "sk-this-is-the-only-key"
 PAGE = "https://page.example"
 
 
@@ -63,7 +63,12 @@ def guarded_http(guarded: RunningServer) -> Iterator[RestSession]:
 def test_a_foreign_host_is_refused_on_every_route(http: RestSession, host: str) -> None:
     """A page that makes its own name lead here does not get in, not even to read."""
     named = host.format(port=http.base_url.rpartition(":")[2])
-    for method, path in (("GET", "/"), ("GET", "/v1/models"), ("POST", "/v1/chat/completions"), ("OPTIONS", "/")):
+    for method, path in (
+        ("GET", "/"),
+        ("GET", "/v1/models"),
+        ("POST", "/v1/chat/completions"),
+        ("OPTIONS", "/"),
+    ):
         response = http.request(method, path, headers={"Host": named.encode("latin-1")}, json={})
         assert response.status_code == 403, (method, path)
         assert response.json()["detail"]
@@ -74,7 +79,9 @@ def test_a_request_without_a_host_is_refused(http: RestSession) -> None:
     assert status == 403 and headers["content-type"] == "application/json" and b"Host" in body
 
 
-@pytest.mark.parametrize("host", ["localhost", "localhost:{port}", "127.0.0.1", "[::1]:{port}", "LOCALHOST", "localhost."])
+@pytest.mark.parametrize(
+    "host", ["localhost", "localhost:{port}", "127.0.0.1", "[::1]:{port}", "LOCALHOST", "localhost."]
+)
 def test_loopback_names_are_ours(http: RestSession, host: str) -> None:
     named = host.format(port=http.base_url.rpartition(":")[2])
     assert http.get("/health", headers={"Host": named}).status_code == 200
@@ -82,7 +89,15 @@ def test_loopback_names_are_ours(http: RestSession, host: str) -> None:
 
 @pytest.mark.parametrize(
     "origin",
-    ["https://evil.example", "http://localhost:1", "null", "file://", "http://127.0.0.1.evil.example", "garbage", "http://"],
+    [
+        "https://evil.example",
+        "http://localhost:1",
+        "null",
+        "file://",
+        "http://127.0.0.1.evil.example",
+        "garbage",
+        "http://",
+    ],
 )
 def test_a_foreign_origin_changes_nothing(http: RestSession, origin: str) -> None:
     """Whatever the content type says: uploads are forms, and load has no body at all."""
@@ -209,7 +224,7 @@ def test_grpc_over_tcp_wants_the_key_and_the_unix_socket_does_not(guarded: Runni
     for good in ((("authorization", f"Bearer {KEY}"),), (("x-api-key", KEY),)):
         assert stub.ListModels(request, metadata=good).models
     assert model_pb2_grpc.ModelServiceStub(unix).ListModels(request).models
-    assert "0700" in oct(guarded.unix_path.parent.stat().st_mode).replace("0o4", "0")
+    assert guarded.unix_path.parent.stat().st_mode & 0o777 == 0o700
 
 
 def test_an_allowed_host_and_origin_are_let_in_and_no_others(guarded_http: RestSession) -> None:
@@ -226,7 +241,12 @@ def test_an_allowed_host_and_origin_are_let_in_and_no_others(guarded_http: RestS
     response = guarded_http.post("/v1/models/nowhere/load", headers={**key, "Origin": PAGE})
     assert response.status_code == 404
     assert response.headers["Access-Control-Allow-Origin"] == PAGE
-    for origin in ("https://other.example", PAGE + ".evil.example", "http://page.example", PAGE.upper() + "x"):
+    for origin in (
+        "https://other.example",
+        PAGE + ".evil.example",
+        "http://page.example",
+        PAGE.upper() + "x",
+    ):
         response = guarded_http.post("/v1/models/nowhere/load", headers={**key, "Origin": origin})
         assert response.status_code == 403
         assert "Access-Control-Allow-Origin" not in response.headers
@@ -255,7 +275,9 @@ def test_a_refusal_tells_an_allowed_page_why(guarded_http: RestSession) -> None:
     assert response.headers["Access-Control-Allow-Origin"] == PAGE
 
 
-def test_the_key_is_in_no_log_and_on_no_command_line(guarded: RunningServer, guarded_http: RestSession) -> None:
+def test_the_key_is_in_no_log_and_on_no_command_line(
+    guarded: RunningServer, guarded_http: RestSession
+) -> None:
     assert guarded_http.get("/v1/models", headers={"x-api-key": KEY}).status_code == 200
     assert KEY not in guarded.log()
     commands = [" ".join(process.cmdline()) for process in guarded.descendants()]
@@ -326,7 +348,4 @@ def test_insecure_said_aloud_serves_everybody(start_server: Callable[..., Runnin
     for host, status in (("192.168.1.7", 200), (f"0.0.0.0:{port}", 200), ("evil.example", 403)):
         assert requests.get(url, headers={"Host": host}, timeout=60).status_code == status
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_address.rpartition(':')[2]}") as channel:
-        try:
-            model_pb2_grpc.ModelServiceStub(channel).ListModels(model_pb2.ListModelsRequest())
-        except grpc.RpcError as error:  # pragma: no cover - tells what happened
-            raise AssertionError(failure_of(error)) from error
+        assert model_pb2_grpc.ModelServiceStub(channel).ListModels(model_pb2.ListModelsRequest()).models

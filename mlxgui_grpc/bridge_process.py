@@ -54,7 +54,8 @@ class BridgeProcess:
             await asyncio.wait_for(process.wait(), STOP_SECONDS)
         except TimeoutError:
             process.kill()
-            await process.wait()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), STOP_SECONDS)
 
     async def _spawn(self) -> None:
         # Our end of the pipe closes when this process ends, however it ends.
@@ -83,11 +84,15 @@ class BridgeProcess:
                 "rest_bridge",
                 *arguments,
                 pass_fds=(parent,),
+                process_group=0,  # Ctrl-C in a terminal is for this process: it ends its children in order
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 env=environment,
             )
+        except BaseException:
+            os.close(child)
+            raise
         finally:
             os.close(parent)
         self._pipe = child
@@ -105,7 +110,7 @@ class BridgeProcess:
         self._port = int(json.loads(line)["port"])
         self._process = process
         self._readers = [
-            asyncio.get_running_loop().create_task(_log_lines(stream))
+            asyncio.get_running_loop().create_task(_log(stream))
             for stream in (process.stdout, process.stderr)
         ]
 
@@ -123,11 +128,12 @@ class BridgeProcess:
             while True:
                 await asyncio.sleep(backoff)
                 backoff = min(2 * backoff, LAST_BACKOFF_SECONDS)
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, ValueError, KeyError):
                     await self._spawn()
                     break
 
 
-async def _log_lines(stream: asyncio.StreamReader) -> None:
-    async for line in stream:
-        log.info("bridge: %s", line.decode("utf-8", "replace").rstrip())
+async def _log(stream: asyncio.StreamReader) -> None:
+    # Not line by line: a line over the reader's limit would end this task, fill the pipe and block the bridge.
+    while chunk := await stream.read(1 << 16):
+        log.info("bridge: %s", chunk.decode("utf-8", "replace").rstrip())

@@ -193,14 +193,17 @@ class Catalog:
 
     async def update(self, name: str, **changes: Any) -> InstalledModel:
         """Change fields of a model."""
-        model = replace(self.get(name), update_time=time.time(), **changes)
-        values = _model_values(model)
+        changes["update_time"] = time.time()
+        model = replace(self.get(name), **changes)
+        # Only these columns: a use may be counted meanwhile.
+        values = {column: value for column, value in _model_values(model).items() if column in changes}
         assignments = ", ".join(f"{column} = ?" for column in values)
         await self._write(
             lambda database: database.execute(
                 f"UPDATE models SET {assignments} WHERE id = ?", [*values.values(), model.id]
             )
         )
+        model = replace(self.get(name), **changes)
         self._models[_key(model.name)] = model
         return model
 

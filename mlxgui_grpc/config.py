@@ -3,6 +3,7 @@
 flag > environment > config.toml in the state folder > default. Read once, in the command line; frozen after.
 """
 
+import ipaddress
 import os
 import tomllib
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from typing import Any
 
 from mlxgui_grpc.errors import InvalidRequestError
 
-LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 _ENVIRONMENT = {
     "home": "MLX_GUI_HOME",
@@ -83,21 +84,21 @@ class ServerConfig:
                 raise InvalidRequestError(f"{name} must be between 0 and 65535", field=name)
         if not 0 <= self.standby_count <= 4:
             raise InvalidRequestError("standby_count must be between 0 and 4", field="standby_count")
+        if self.log_level.upper() not in LOG_LEVELS:
+            raise InvalidRequestError(f"log_level must be one of {', '.join(LOG_LEVELS)}", field="log_level")
         self._check_exposure()
 
     def _check_exposure(self) -> None:
         """Refuse to serve strangers by accident."""
         if self.insecure:
             return
-        if self.bridge and self.host not in LOOPBACK_HOSTS and not self.api_key:
+        if self.bridge and not is_loopback(self.host) and not self.api_key:
             raise InvalidRequestError(
                 f"host {self.host} is reachable from other machines and no key is set: set MLX_GUI_API_KEY "
                 "or --api-key, or say --insecure",
                 field="host",
             )
-        if self.grpc_host not in LOOPBACK_HOSTS and not (
-            self.api_key and self.tls_certificate and self.tls_key
-        ):
+        if not is_loopback(self.grpc_host) and not (self.api_key and self.tls_certificate and self.tls_key):
             raise InvalidRequestError(
                 f"grpc_host {self.grpc_host} is reachable from other machines: give --tls-certificate, --tls-key "
                 "and --api-key, or say --insecure",
@@ -142,12 +143,27 @@ def load_config(flags: Mapping[str, Any], environ: Mapping[str, str] = os.enviro
     given = {name: value for name, value in flags.items() if value is not None}
     home = Path(given.get("home") or from_environment.get("home") or "~/.mlxgui").expanduser().absolute()
     merged = {**_read_toml(home / "config.toml"), **from_environment, **given, "home": home}
-    cache = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE")
-    if cache and "hub_cache" not in given:
-        merged["hub_cache"] = cache
-    elif (hf_home := environ.get("HF_HOME")) and "hub_cache" not in merged:
-        merged["hub_cache"] = Path(hf_home).expanduser() / "hub"
     return ServerConfig(**{name: _convert(name, value) for name, value in merged.items()})
+
+
+def hub_cache_directory(environ: Mapping[str, str]) -> Path:
+    """Where huggingface_hub keeps its models, by its own variables and order."""
+    if cache := environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(cache).expanduser()
+    if home := environ.get("HF_HOME"):
+        return Path(home).expanduser() / "hub"
+    base = environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "huggingface" / "hub"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs of this machine reach a server that listens on `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

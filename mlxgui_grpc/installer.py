@@ -42,8 +42,11 @@ class Installer:
         residency: Residency,
         hub: Hub,
         model_roots: tuple[Path, ...],
+        on_change: Callable[[str, str], None] = lambda name, state: None,
     ) -> None:
-        """`model_roots` are the folders that clients who are not on the unix socket may install from."""
+        """`model_roots` are the folders that clients who are not on the unix socket may install from; `on_change`
+        hears the name and new state (unloaded: it is installed; deleted) of models."""
+        self._on_change = on_change
         self._catalog = catalog
         self._operations = operations
         self._residency = residency
@@ -124,6 +127,7 @@ class Installer:
         # The entry first: a crash between the two leaves files that a repeated install finds, never an entry
         # without files.
         await self._catalog.remove(model.name)
+        self._on_change(model.name, "deleted")
         freed = 0
         if not kept_reason:
             freed = await asyncio.to_thread(self._hub.delete_revision, model.huggingface_id, model.revision)
@@ -155,7 +159,8 @@ class Installer:
                 raise InvalidRequestError(
                     "request_id must be at most 36 ASCII characters", field="request_id"
                 )
-            if known := self._by_request.get(request_id):
+            known = self._by_request.get(request_id)
+            if known is not None and self._operations.is_known(known):
                 return known
         running = self._operations.running("install", name)
         if running is None:
@@ -192,6 +197,9 @@ class Installer:
         operation = await self._operations.start("install", name, InstallProgress(), action, request)
         if request_id:
             self._by_request[request_id] = operation
+            self._by_request = {
+                key: known for key, known in self._by_request.items() if self._operations.is_known(known)
+            }
         return operation
 
     async def _install_from_hub(
@@ -260,7 +268,9 @@ class Installer:
             if existing.path != path:
                 await self._residency.unload(existing.name, force=True)
             return await self._catalog.update(existing.name, **values)
-        return await self._catalog.add(InstalledModel(name=name, **values))  # type: ignore[arg-type]
+        model = await self._catalog.add(InstalledModel(name=name, **values))  # type: ignore[arg-type]
+        self._on_change(model.name, "unloaded")
+        return model
 
     @staticmethod
     def _progress(operation: Operation) -> InstallProgress:

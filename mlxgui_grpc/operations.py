@@ -125,6 +125,10 @@ class Operations:
         await asyncio.sleep(0)  # A task that is cancelled before it began would never say that it is done.
         return operation
 
+    def is_known(self, operation: Operation) -> bool:
+        """Whether it is still remembered."""
+        return operation.id in self._operations
+
     def get(self, operation_id: str) -> Operation:
         """The operation, or OperationNotFoundError."""
         try:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import psutil
 from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -30,7 +29,7 @@ from mlxgui.v1 import (
 )
 from mlxgui_grpc.bridge_process import BridgeProcess
 from mlxgui_grpc.catalog import Catalog
-from mlxgui_grpc.config import ServerConfig
+from mlxgui_grpc.config import ServerConfig, hub_cache_directory
 from mlxgui_grpc.engine.supervisor import WorkerConfig
 from mlxgui_grpc.generation import Generator
 from mlxgui_grpc.hub import Hub
@@ -38,6 +37,7 @@ from mlxgui_grpc.installer import Installer
 from mlxgui_grpc.log import configure_logging
 from mlxgui_grpc.metrics import Metrics
 from mlxgui_grpc.operations import Operations
+from mlxgui_grpc.ports import port_holder
 from mlxgui_grpc.residency import Residency
 from mlxgui_grpc.secrets import hub_token
 from mlxgui_grpc.services.call_record import CallBook
@@ -127,7 +127,7 @@ class _Server:
             self._on_model_change,
         )
         hub = _hub(config)
-        installer = Installer(catalog, operations, residency, hub, config.model_roots)
+        installer = Installer(catalog, operations, residency, hub, config.model_roots, self._on_model_change)
         if config.register_demo:
             demo = Path(str(importlib.resources.files("mlxgui_grpc") / "demo"))
             await installer.register_demo(demo, DEMO_NAME)
@@ -150,6 +150,8 @@ class _Server:
         services = _service_names()
         _add_reflection(server, services)
         await self._set_health(services, health_pb2.HealthCheckResponse.NOT_SERVING)
+        for model in catalog.models():
+            self._on_model_change(model.name, "unloaded")
         port = self._bind(server)
         await server.start()
         try:
@@ -161,7 +163,7 @@ class _Server:
             raise
         residency.start()
         await self._set_health(services, health_pb2.HealthCheckResponse.SERVING)
-        grpc_address = f"{config.grpc_host}:{port}"
+        grpc_address = f"{_bracketed(config.grpc_host)}:{port}"
         unix_address = f"unix:{self._state.socket}"
         self._grpc_addresses = (grpc_address, unix_address)
         self._state.publish(Addresses(os.getpid(), str(self._state.socket), grpc_address, self._rest_url))
@@ -192,8 +194,7 @@ class _Server:
     def _bind(self, server: grpc.aio.Server) -> int:
         """Bind both addresses; returns the TCP port."""
         config = self._config
-        host = f"[{config.grpc_host}]" if ":" in config.grpc_host else config.grpc_host
-        address = f"{host}:{config.grpc_port}"
+        address = f"{_bracketed(config.grpc_host)}:{config.grpc_port}"
         try:
             if config.tls_certificate and config.tls_key:
                 pair = (config.tls_key.read_bytes(), config.tls_certificate.read_bytes())
@@ -201,9 +202,10 @@ class _Server:
             else:
                 port = server.add_insecure_port(address)
         except RuntimeError as error:
-            holder = _port_holder(config.grpc_port)
+            holder = port_holder(config.grpc_port)
+            taken = f": {holder} has it" if holder else ""
             raise OSError(
-                f"gRPC port {config.grpc_port} cannot be bound{holder}: choose another with --grpc-port or "
+                f"gRPC port {config.grpc_port} cannot be bound{taken}: choose another with --grpc-port or "
                 "MLX_GUI_GRPC_PORT"
             ) from error
         server.add_insecure_port(f"unix:{self._state.socket}")
@@ -217,9 +219,8 @@ class _Server:
             await self._health.set(service, status)
 
     def _on_model_change(self, name: str, state: str) -> None:
-        status = health_pb2.HealthCheckResponse.ServingStatus.Value(
-            "SERVING" if state == "loaded" else "NOT_SERVING"
-        )
+        words = {"loaded": "SERVING", "unloaded": "NOT_SERVING", "deleted": "SERVICE_UNKNOWN"}
+        status = health_pb2.HealthCheckResponse.ServingStatus.Value(words[state])
         task = asyncio.get_running_loop().create_task(self._health.set(f"model/{name}", status))
         self._model_health_tasks.add(task)
         task.add_done_callback(self._model_health_tasks.discard)
@@ -232,6 +233,11 @@ _CAPABILITIES = tuple(
     if name[0].isupper()
 )
 """The RPCs that this version implements."""
+
+
+def _bracketed(host: str) -> str:
+    """A host as it stands before a port."""
+    return f"[{host}]" if ":" in host else host
 
 
 def _service_names() -> list[str]:
@@ -297,22 +303,9 @@ def _describe_reflection_v1(alpha: Any) -> None:
 
 def _hub(config: ServerConfig) -> Hub:
     environ = os.environ
-    cache = config.hub_cache or Path("~/.cache/huggingface/hub").expanduser()
     return Hub(
         endpoint=config.hub_endpoint or None,
-        cache_dir=cache,
+        cache_dir=config.hub_cache or hub_cache_directory(environ),
         token=hub_token(environ),
         offline=environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"},
     )
-
-
-def _port_holder(port: int) -> str:
-    """` (process N, name, has it)` where that can be found out."""
-    try:
-        for connection in psutil.net_connections("tcp"):
-            if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN:
-                name = psutil.Process(connection.pid).name() if connection.pid else "another program"
-                return f": process {connection.pid} ({name}) has it"
-    except (psutil.Error, OSError):
-        pass
-    return ""

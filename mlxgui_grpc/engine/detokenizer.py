@@ -47,9 +47,10 @@ class StopMatcher:
         if not self._stop:
             return text, ""
         held = self._held + text
-        found = [(at, stop) for stop in self._stop if (at := held.find(stop)) >= 0]
+        found = [(at + len(stop), at, stop) for stop in self._stop if (at := held.find(stop)) >= 0]
         if found:
-            at, stop = min(found, key=lambda match: (match[0], -len(match[1])))
+            # The one that is complete first, however the text was cut; of two, the longer.
+            _, at, stop = min(found)
             self._held = ""
             return held[:at], stop
         keep = max(_overlap(held, stop) for stop in self._stop)

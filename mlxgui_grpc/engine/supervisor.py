@@ -95,6 +95,7 @@ class WorkerProcess(asyncio.Protocol):
                 "--fd",
                 str(theirs.fileno()),
                 pass_fds=(theirs.fileno(),),
+                process_group=0,  # Ctrl-C in a terminal is for the control process: it ends its workers in order
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,

@@ -72,6 +72,7 @@ class Session:
                 )
             task = asyncio.get_running_loop().create_task(self._serve(request, kind))
             self._tasks[request.id] = task
+            await asyncio.sleep(0)  # A task that is cancelled before it began would never say that it ended.
 
     async def _serve(self, request: pb.SessionRequest, kind: str) -> None:
         """One request from its command to its one terminal item, which a cancelled one has too."""

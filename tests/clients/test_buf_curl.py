@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support_http import CAPITAL, PARIS
-from tests.support_server import RunningServer
+from tests.support_server import RunningServer, clean_environment
 
 CHECKOUT = Path(__file__).parent.parent.parent
 BUF_SECONDS = 120
@@ -42,12 +42,12 @@ def curl(request: pytest.FixtureRequest, server: RunningServer) -> Iterator[Curl
         command = [buf, "curl", "--protocol", "grpc", "--http2-prior-knowledge", *socket, *flags, *body]
         return subprocess.run(
             [*command, f"{base}{path}"],
+            # Node, which starts it, has words to say on stderr about a preloaded BLAS.
+            env=clean_environment(),
             capture_output=True,
             text=True,
             timeout=BUF_SECONDS,
             check=False,
-            # `make test` preloads OpenBLAS, and node, which starts buf, complains of that on its error output.
-            env={name: value for name, value in os.environ.items() if name != "LD_PRELOAD"},
         )
 
     yield run

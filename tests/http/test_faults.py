@@ -173,7 +173,7 @@ def test_stopping_lets_streams_finish_and_refuses_new_work(
     """SIGTERM: the story is told to its end; a new chat is 503 with Retry-After, or finds nobody; exit status 0."""
     server = start(tmp_path_factory.mktemp("draining"), server_environment, standby_count=0)
     client = EventReader(
-        server.rest_url, CHAT, endless_body("demo", stream=True, max_tokens=1500, temperature=0.0)
+        server.rest_url, CHAT, endless_body("demo", stream=True, max_tokens=600, temperature=0.0)
     )
     client.open()
     client.read_until_content()

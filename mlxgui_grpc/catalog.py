@@ -192,9 +192,10 @@ class Catalog:
         return added
 
     async def update(self, name: str, **changes: Any) -> InstalledModel:
-        """Change fields of a model."""
+        """Change fields of a model; one that is removed meanwhile stays so."""
         changes["update_time"] = time.time()
-        model = replace(self.get(name), **changes)
+        before = self.get(name)
+        model = replace(before, **changes)
         # Only these columns: a use may be counted meanwhile.
         values = {column: value for column, value in _model_values(model).items() if column in changes}
         assignments = ", ".join(f"{column} = ?" for column in values)
@@ -203,8 +204,10 @@ class Catalog:
                 f"UPDATE models SET {assignments} WHERE id = ?", [*values.values(), model.id]
             )
         )
-        model = replace(self.get(name), **changes)
-        self._models[_key(model.name)] = model
+        current = self._models.get(_key(before.name))
+        if current is None or current.id != model.id:
+            return model
+        model = self._models[_key(before.name)] = replace(current, **changes)
         return model
 
     async def remove(self, name: str) -> None:

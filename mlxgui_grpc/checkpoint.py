@@ -9,6 +9,7 @@ import ast
 import contextlib
 import importlib.util
 import json
+import re
 import shutil
 import struct
 from dataclasses import dataclass
@@ -28,6 +29,16 @@ PROCESS_BYTES = 300 * 1024 * 1024
 ESTIMATE_CONTEXT_TOKENS = 4096
 """Tokens of KV cache that the memory estimate of a model counts."""
 
+MAX_COUNT = 2**62
+"""Bytes or weights beyond it are nobody's model, and no 64-bit number adds up to them."""
+
+_ARCHITECTURE = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ELEMENT_BITS = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
+}
 _CODE_KEYS = ("auto_map", "custom_pipelines")
 _VISION_KEYS = ("vision_config", "vision_tower", "mm_vision_tower", "visual")
 _EMBEDDING_TYPES = frozenset({"bert", "roberta", "xlm-roberta", "modernbert", "nomic_bert", "new"})
@@ -73,15 +84,19 @@ def inspect(path: Path) -> Checkpoint:
     text_config = {**config, **_mapping(config.get("text_config"))}
     template = _template(path)
     quantization = _mapping(config.get("quantization") or config.get("quantization_config"))
+    memory_bytes = weight_bytes + _kv_bytes(text_config) + PROCESS_BYTES
+    parameter_count = sum(count for _, count in headers)
+    if max(memory_bytes, parameter_count) > MAX_COUNT:
+        raise ModelIncompatibleError(f"{path.name} claims sizes that no model has")
     return Checkpoint(
         path=path,
         type=_type(path, config),
-        architecture=str(config.get("model_type", "")),
+        architecture=_architecture(config),
         context_length=_integer(text_config.get("max_position_embeddings")),
         size_bytes=sum(file.stat().st_size for file in files),
         weight_bytes=weight_bytes,
-        memory_bytes=weight_bytes + _kv_bytes(text_config) + PROCESS_BYTES,
-        parameter_count=sum(count for _, count in headers),
+        memory_bytes=memory_bytes,
+        parameter_count=parameter_count,
         quantization_bits=_integer(quantization.get("bits")),
         has_chat_template=bool(template),
         template=template,
@@ -186,7 +201,7 @@ def _refuse_code(config: dict[str, Any]) -> None:
         raise ModelUnsafeError(
             "config.json names a Python file to run (model_file); such a checkpoint is never loaded"
         )
-    if config.get("auto_map") and config.get("model_type") not in text_architectures():
+    if config.get("auto_map") and _architecture(config) not in text_architectures():
         raise ModelUnsafeError(
             "config.json needs code of its own (auto_map) and the architecture is not a built-in one; "
             "such a checkpoint is never loaded"
@@ -227,7 +242,9 @@ def _read_header(file: Path) -> tuple[int, int]:
                 raise ValueError(f"the header claims {length} bytes")
             header = json.loads(stream.read(length))
         tensors = [value for name, value in header.items() if name != "__metadata__"]
-        spans = sorted((int(tensor["data_offsets"][0]), int(tensor["data_offsets"][1])) for tensor in tensors)
+        spans = sorted(
+            (_size(tensor["data_offsets"][0]), _size(tensor["data_offsets"][1])) for tensor in tensors
+        )
         position = 0
         for start, end in spans:
             if start < position or end < start:
@@ -235,9 +252,12 @@ def _read_header(file: Path) -> tuple[int, int]:
             position = end
         if position > size - 8 - length:
             raise ValueError(f"{position} bytes of tensors are promised, {size - 8 - length} are there")
-        count = sum(_product(tensor["shape"]) for tensor in tensors)
+        count = sum(_element_count(tensor) for tensor in tensors)
+        if count > MAX_COUNT:
+            raise ValueError("it claims more weights than any model has")
     except (
         ValueError,
+        OverflowError,
         KeyError,
         TypeError,
         IndexError,
@@ -249,15 +269,40 @@ def _read_header(file: Path) -> tuple[int, int]:
     return position, count
 
 
-def _product(shape: list[int]) -> int:
-    result = 1
-    for size in shape:
-        result *= int(size)
-    return result
+def _element_count(tensor: dict[str, Any]) -> int:
+    """Elements of a tensor; raises ValueError where shape, element type and offsets contradict each other."""
+    count = 1
+    for size in tensor["shape"]:
+        count *= _size(size)
+        if count > MAX_COUNT:
+            raise ValueError("a tensor claims more weights than any model has")
+    bits = _ELEMENT_BITS.get(tensor["dtype"])
+    start, end = tensor["data_offsets"]
+    if bits is not None and count * bits != (end - start) * 8:
+        raise ValueError(f"a tensor of {count} {tensor['dtype']} has {end - start} bytes")
+    return count
+
+
+def _size(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError("a size is not a whole number")
+    return value
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    """`model_type`; empty where there is none, as in the files of some models for transcription."""
+    name = config.get("model_type")
+    if name is None or name == "":
+        return ""
+    if not isinstance(name, str) or not _ARCHITECTURE.fullmatch(name):
+        raise ModelIncompatibleError(
+            "config.json has a model_type that is no name: 1 to 64 letters, digits, dots, dashes or underscores"
+        )
+    return name
 
 
 def _type(path: Path, config: dict[str, Any]) -> str:
-    kind = str(config.get("model_type", ""))
+    kind = _architecture(config)
     if kind == "whisper" or "n_mels" in config or "preprocessor" in config:
         return "transcription"
     if any(key in config for key in _VISION_KEYS) and kind:
@@ -299,4 +344,4 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def _integer(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31 else 0

@@ -4,7 +4,9 @@ flag > environment > config.toml in the state folder > default. Read once, in th
 """
 
 import ipaddress
+import math
 import os
+import ssl
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -79,17 +81,40 @@ class ServerConfig:
     """Register the built-in demo model on the first start."""
 
     def __post_init__(self) -> None:
-        for name in ("port", "grpc_port"):
-            if not 0 <= getattr(self, name) <= 65535:
-                raise InvalidRequestError(f"{name} must be between 0 and 65535", field=name)
-        if not 0 <= self.standby_count <= 4:
-            raise InvalidRequestError("standby_count must be between 0 and 4", field="standby_count")
+        for name, low, high in _RANGES:
+            if not low <= getattr(self, name) <= high:
+                raise InvalidRequestError(f"{name} must be between {low} and {high}", field=name)
+        for name in ("inference_seconds", "drain_seconds", "stall_seconds"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InvalidRequestError(f"{name} must be more than 0, and finite", field=name)
         if self.log_level.upper() not in LOG_LEVELS:
             raise InvalidRequestError(f"log_level must be one of {', '.join(LOG_LEVELS)}", field="log_level")
+        self._check_tls()
         self._check_exposure()
+
+    def _check_tls(self) -> None:
+        """Refuse files that gRPC would only complain about in its own log."""
+        if self.tls_certificate is None and self.tls_key is None:
+            return
+        if self.tls_certificate is None or self.tls_key is None:
+            missing = "tls_key" if self.tls_key is None else "tls_certificate"
+            raise InvalidRequestError("tls_certificate and tls_key go together: give both", field=missing)
+        try:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            # With a password, even an empty one, a key that wants another is an error and not a prompt.
+            context.load_cert_chain(self.tls_certificate, self.tls_key, password="")
+        except (OSError, ValueError) as error:
+            raise InvalidRequestError(
+                f"tls_certificate {self.tls_certificate} and tls_key {self.tls_key} cannot be used: {error}",
+                field="tls_certificate",
+            ) from error
 
     def _check_exposure(self) -> None:
         """Refuse to serve strangers by accident."""
+        if self.require_key and not self.api_key:
+            raise InvalidRequestError(
+                "a key is required and none is set: set MLX_GUI_API_KEY or --api-key", field="api_key"
+            )
         if self.insecure:
             return
         if self.bridge and not is_loopback(self.host) and not self.api_key:
@@ -103,10 +128,6 @@ class ServerConfig:
                 f"grpc_host {self.grpc_host} is reachable from other machines: give --tls-certificate, --tls-key "
                 "and --api-key, or say --insecure",
                 field="grpc_host",
-            )
-        if self.require_key and not self.api_key:
-            raise InvalidRequestError(
-                "a key is required and none is set: set MLX_GUI_API_KEY or --api-key", field="api_key"
             )
 
     @property
@@ -186,17 +207,21 @@ def _convert(name: str, value: Any) -> Any:
     try:
         if "Path" in kind and "tuple" not in kind:
             return Path(value).expanduser().absolute() if value else None
-        if "tuple" in kind and "Path" in kind:
-            return tuple(Path(item).expanduser().absolute() for item in value)
         if "tuple" in kind:
-            return tuple(value)
+            if not isinstance(value, list | tuple) or not all(isinstance(item, str | Path) for item in value):
+                raise TypeError
+            return tuple(
+                Path(item).expanduser().absolute() if "Path" in kind else str(item) for item in value
+            )
         if "bool" in kind:
             if isinstance(value, bool):
                 return value
             return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[
                 value.lower()
             ]
-        if "int" in kind and "Path" not in kind:
+        if isinstance(value, bool) or ("int" in kind and isinstance(value, float)):
+            raise TypeError
+        if "int" in kind:
             return int(value)
         if "float" in kind:
             return float(value)
@@ -204,9 +229,25 @@ def _convert(name: str, value: Any) -> Any:
     except (KeyError, TypeError, ValueError, AttributeError):
         variable = _ENVIRONMENT.get(name)
         where = f" (variable {variable})" if variable else ""
-        raise InvalidRequestError(
-            f"{name}{where}: '{value}' is not {_KINDS.get(kind, kind)}", field=name
-        ) from None
+        words = next(words for word, words in _KINDS.items() if word in kind)
+        raise InvalidRequestError(f"{name}{where}: '{value}' is not {words}", field=name) from None
 
 
-_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+_KINDS = {
+    "tuple[pathlib.Path": "a list of paths",
+    "tuple": "a list of names",
+    "Path": "a path",
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+}
+"""Words for the types of the options, by what their names contain; the first that fits."""
+
+_RANGES = (
+    ("port", 0, 65_535),
+    ("grpc_port", 0, 65_535),
+    ("standby_count", 0, 4),
+    ("max_concurrent_requests", 1, 256),
+    ("max_waiting_requests", 0, 65_536),
+)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
@@ -30,6 +31,9 @@ MAX_TEMPLATE_ARGUMENTS_BYTES = 64 * 1_024
 MAX_USER_BYTES = 256
 MAX_MODEL_BYTES = 512
 DEFAULT_JOIN_TOKENS = 32
+MAX_JOIN_TOKENS = 256
+
+_TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 _RESERVED_TEMPLATE_ARGUMENTS = frozenset(
     [
@@ -82,7 +86,7 @@ def chat_prompt_from_proto(request: inference_pb2.ChatRequest, warnings: list[st
         raise InvalidRequestError(f"messages has more than {MAX_MESSAGES} entries", field="messages")
     messages = [_message(message, f"messages[{i}]", warnings) for i, message in enumerate(request.messages)]
     return frames.Prompt(
-        messages=_json(messages),
+        messages=_json(messages, "messages"),
         tools=_tools(request, warnings),
         template_arguments=_template_arguments(request.template_arguments),
     )
@@ -230,6 +234,11 @@ def _message(message: inference_pb2.ChatMessage, field: str, warnings: list[str]
         if kind == "text":
             texts.append(part.text)
         elif kind == "image":
+            if role not in ("user", "tool"):
+                raise InvalidRequestError(
+                    f"{field}.content[{index}] is an image: only user and tool messages may have them",
+                    field=f"{field}.content[{index}]",
+                )
             warning = "images are ignored: this model reads text only"
             if warning not in warnings:
                 warnings.append(warning)
@@ -245,22 +254,31 @@ def _message(message: inference_pb2.ChatMessage, field: str, warnings: list[str]
             {
                 "type": "function",
                 "id": call.id,
-                "function": {"name": call.name, "arguments": _arguments(call.arguments)},
+                "function": {
+                    "name": call.name,
+                    "arguments": _arguments(call.arguments, f"{field}.tool_calls[{index}].arguments"),
+                },
             }
-            for call in message.tool_calls
+            for index, call in enumerate(message.tool_calls)
         ]
+    if message.tool_call_id and role != "tool":
+        raise InvalidRequestError(
+            f"{field}.tool_call_id belongs to tool messages only", field=f"{field}.tool_call_id"
+        )
     for name in ("name", "tool_call_id", "reasoning"):
         if value := getattr(message, name):
             result["reasoning_content" if name == "reasoning" else name] = value
     return result
 
 
-def _arguments(text: str) -> Any:
+def _arguments(text: str, field: str) -> Any:
     """Templates want the arguments of a call as an object; what does not parse stays text, as the model wrote it."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
         return text
+    _json(value, field)
+    return value
 
 
 def _tools(request: inference_pb2.ChatRequest, warnings: list[str]) -> bytes:
@@ -274,10 +292,18 @@ def _tools(request: inference_pb2.ChatRequest, warnings: list[str]) -> bytes:
     if not request.tools or choice.mode == inference_pb2.ToolChoice.MODE_NONE:
         return b""
     tools = []
+    names: set[str] = set()
     for index, tool in enumerate(request.tools):
         field = f"tools[{index}]"
-        if not tool.name:
-            raise InvalidRequestError(f"{field}.name must not be empty", field=f"{field}.name")
+        if not _TOOL_NAME.fullmatch(tool.name):
+            raise InvalidRequestError(
+                f"{field}.name must be 1 to 64 letters, digits, underscores or dashes", field=f"{field}.name"
+            )
+        if tool.name in names:
+            raise InvalidRequestError(
+                f"{field}.name '{tool.name}' is the name of another tool too", field=f"{field}.name"
+            )
+        names.add(tool.name)
         schema = _object(tool.parameters_schema or "{}", f"{field}.parameters_schema")
         function = {"name": tool.name, "description": tool.description, "parameters": schema}
         tools.append({"type": "function", "function": function})
@@ -290,7 +316,7 @@ def _tools(request: inference_pb2.ChatRequest, warnings: list[str]) -> bytes:
     )
     if request.HasField("parallel_tool_calls"):
         warnings.append("parallel_tool_calls has no effect in this version")
-    return _json(tools)
+    return _json(tools, "tools")
 
 
 def _template_arguments(text: str) -> bytes:
@@ -306,7 +332,7 @@ def _template_arguments(text: str) -> bytes:
         raise InvalidRequestError(
             f"template_arguments must not set '{reserved[0]}'", field="template_arguments"
         )
-    return _json(arguments)
+    return _json(arguments, "template_arguments")
 
 
 def _object(text: str, field: str) -> dict[str, Any]:
@@ -316,17 +342,26 @@ def _object(text: str, field: str) -> dict[str, Any]:
         raise InvalidRequestError(f"{field} is not JSON: {error}", field=field) from None
     if not isinstance(value, dict):
         raise InvalidRequestError(f"{field} must be a JSON object", field=field)
+    _json(value, field)
     return value
 
 
-def _json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
+def _json(value: Any, field: str) -> bytes:
+    """JSON, which an escape like `\\ud800` in a caller's own JSON cannot be a part of: it is no character."""
+    try:
+        return json.dumps(value, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError):
+        raise InvalidRequestError(
+            f"{field} has half of a surrogate pair in it, or is nested too deeply", field=field
+        ) from None
 
 
 def join_tokens_from_proto(options: inference_pb2.StreamOptions) -> int:
     """Most tokens of one delta."""
-    if options.max_join_tokens < 0:
-        raise InvalidRequestError("max_join_tokens must not be negative", field="options.max_join_tokens")
+    if not 0 <= options.max_join_tokens <= MAX_JOIN_TOKENS:
+        raise InvalidRequestError(
+            f"max_join_tokens must be between 0 and {MAX_JOIN_TOKENS}", field="options.max_join_tokens"
+        )
     return options.max_join_tokens or DEFAULT_JOIN_TOKENS
 
 

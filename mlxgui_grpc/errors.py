@@ -57,11 +57,9 @@ class ModelServerError(Exception):
 
 
 def _clip(text: str) -> str:
-    if len(text) <= MAX_MESSAGE_BYTES // 4:
-        return text
-    encoded = text.encode("utf-8", "replace")
+    encoded = text.encode("utf-8", "replace")  # Half a surrogate pair fits neither protobuf nor SQLite.
     if len(encoded) <= MAX_MESSAGE_BYTES:
-        return text
+        return encoded.decode()
     return encoded[: MAX_MESSAGE_BYTES - 3].decode("utf-8", "ignore") + "..."
 
 

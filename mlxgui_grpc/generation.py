@@ -78,11 +78,13 @@ class Ended:
     first_token_seconds: float
     decode_seconds: float
     total_seconds: float
+    choice_count: int
 
     @property
     def tokens_per_second(self) -> float:
-        """Decoded tokens over decode time; 0 when nothing was decoded."""
-        return self.completion_token_count / self.decode_seconds if self.decode_seconds > 0 else 0.0
+        """Tokens over decode time, which begins at each choice's first token; 0 when none has a second one."""
+        later_count = self.completion_token_count - self.choice_count
+        return later_count / self.decode_seconds if later_count > 0 and self.decode_seconds > 0 else 0.0
 
 
 Event = Started | Prefilling | Delta | Finished | Ended
@@ -111,7 +113,9 @@ class Generator:
         """
         loop = asyncio.get_running_loop()
         started = loop.time()
-        limit = min(self._inference_seconds, timeout_seconds or self._inference_seconds)
+        limit = self._inference_seconds
+        if timeout_seconds is not None:
+            limit = max(0.0, min(limit, timeout_seconds))
         deadline = started + limit
         model = self._catalog.get(request.model)
         if model.type != "text":
@@ -136,11 +140,14 @@ class Generator:
             index_of = {key: index for index, key in enumerate(call.keys)}
             prompt_tokens = completion_tokens = 0
             unaccepted = len(request.prompts)
+            held: list[
+                Event
+            ] = []  # What came before every prompt was accepted: `Started` is the first event.
             open_rows = len(call.keys)
             first_token = 0.0
             spent = frames.Spent(0.0, 0.0, 0.0)
             while open_rows:
-                out: list[Event] = []
+                out, held = held, []
                 deltas: dict[int, Delta] = {}
                 for event in await call.take():
                     if type(event) is frames.Piece:
@@ -167,14 +174,15 @@ class Generator:
                         unaccepted -= 1
                         if unaccepted == 0:
                             observed.accepted(prompt_tokens)
-                            out.append(
+                            out.insert(
+                                0,
                                 Started(
                                     id=f"{request.id_prefix}-{uuid.uuid4().hex}",
                                     model=model.name,
                                     create_time=time.time(),
                                     prompt_token_count=prompt_tokens,
                                     warnings=request.warnings,
-                                )
+                                ),
                             )
                     elif type(event) is frames.Prefilled:
                         out.append(
@@ -186,7 +194,7 @@ class Generator:
                         )
                 if open_rows == 0:
                     total = loop.time() - started
-                    observed.ended(completion_tokens, total)
+                    observed.ended(completion_tokens, total, spent.decode)
                     out.append(
                         Ended(
                             prompt_token_count=prompt_tokens,
@@ -197,19 +205,26 @@ class Generator:
                             first_token_seconds=first_token,
                             decode_seconds=spent.decode,
                             total_seconds=total,
+                            choice_count=len(call.keys),
                         )
                     )
-                if out:
+                if unaccepted:
+                    held = out
+                elif out:
                     yield out
 
     async def count_tokens(self, model_name: str, prompt: frames.Prompt) -> tuple[str, int, int]:
         """(installed name, tokens, context length) of a prompt. An unloaded model is loaded tokenizer-only."""
         model = self._catalog.get(model_name)
-        async with self._residency.use_tokenizer(model) as (worker, context_length):
-            with worker.count(prompt) as call:
-                (event,) = await call.take()
-                assert isinstance(event, frames.Counted)
-                return model.name, event.token_count, context_length
+        try:
+            async with asyncio.timeout(self._inference_seconds):
+                async with self._residency.use_tokenizer(model) as (worker, context_length):
+                    with worker.count(prompt) as call:
+                        (event,) = await call.take()
+                        assert isinstance(event, frames.Counted)
+                        return model.name, event.token_count, context_length
+        except TimeoutError:
+            raise _overdue(self._inference_seconds) from None
 
 
 def _overdue(seconds: float) -> DeadlineError:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from mlxgui_grpc.hub_cache import (
     sweep_partials,
 )
 from mlxgui_grpc.hub_frames import Deleted, DeleteJob, Downloaded, DownloadJob, Failed, Job, Progress, Report
+from mlxgui_grpc.secrets import without_secrets
 
 __all__ = ["DownloadProgress", "Hub", "Snapshot", "check_model_id", "check_revision"]
 
@@ -84,10 +86,13 @@ class Hub:
         model_id: str,
         revision: str | None,
         on_progress: Callable[[DownloadProgress], None],
+        *,
+        force: bool = False,
     ) -> Snapshot:
         """Fetch a repository's revision (default: main) into the Hugging Face cache.
 
-        What an earlier attempt fetched is not fetched again, a half file goes on where it stopped. The
+        What an earlier attempt fetched is not fetched again, a half file goes on where it stopped; with
+        `force` what is in the cache is hashed, and fetched again where that finds damage. The
         snapshot appears in the cache at once, when every file has the announced size and hash.
         Cancelling ends the child and keeps its parts. A second download of the same repository, from
         another server too, waits for the first.
@@ -114,6 +119,7 @@ class Hub:
             token=self._token,
             parallel_file_count=self._parallel_file_count,
             disk_reserve_bytes=self._disk_reserve_bytes,
+            force=force,
         )
         done = await _run(job, on_progress)
         return Snapshot(
@@ -135,7 +141,14 @@ class Hub:
         check_model_id(model_id)
         check_revision(revision)
         job = DeleteJob(model_id=model_id, revision=revision, cache_dir=str(self._cache_dir))
-        child = subprocess.run(_COMMAND, input=_encoded(job), capture_output=True, check=False)
+        child = subprocess.run(
+            _COMMAND,
+            input=_encoded(job),
+            capture_output=True,
+            check=False,
+            env=without_secrets(os.environ),
+            process_group=0,
+        )
         _log_tail(child.stderr)
         for line in child.stdout.splitlines():
             report = _decoded(line)
@@ -198,6 +211,9 @@ async def _run(job: DownloadJob, on_progress: Callable[[DownloadProgress], None]
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        # The token goes by the job. Ctrl-C in a terminal is for the server: it decides what ends.
+        env=without_secrets(os.environ),
+        process_group=0,
     )
     assert child.stdin is not None and child.stdout is not None and child.stderr is not None
     tail = asyncio.create_task(_read_tail(child.stderr))

@@ -104,6 +104,15 @@ class RepositoryFolder:
             for path in (self.blobs / file.etag, self.verified(file.etag))
         )
 
+    def has_intact(self, file: RepositoryFile) -> bool:
+        """`has`, believing the hash and not the size; a damaged file of ours, which may go, goes."""
+        verified = self.verified(file.etag)
+        if file.is_content_of(verified):
+            return True
+        # Left there, it would take the place of an intact blob; a damaged blob stays until its successor is here.
+        verified.unlink(missing_ok=True)
+        return file.is_content_of(self.blobs / file.etag)
+
     def partial_bytes(self, file: RepositoryFile) -> int:
         """How much of the file an earlier attempt left."""
         try:

@@ -9,7 +9,6 @@ on where this one stopped.
 import dataclasses
 import os
 import queue
-import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -54,8 +53,6 @@ Emit = Callable[[Report], None]
 
 def main() -> None:
     """Run the job on standard input."""
-    # Control-C in a terminal reaches the whole process group; the server decides what ends.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     reports = os.dup(1)
     os.dup2(2, 1)  # Whatever a library prints is not a report.
     job = msgspec.json.decode(_read_line(0), type=Job)
@@ -131,7 +128,10 @@ def download(job: DownloadJob, emit: Emit) -> Downloaded:
         folder.prepare()
         # Equal files have one blob.
         contents = list({file.etag: file for file in files}.values())
-        missing = [file for file in contents if not folder.has(file)]
+        if job.force:
+            emit(Progress("verifying"))
+        is_there = folder.has_intact if job.force else folder.has
+        missing = [file for file in contents if not is_there(file)]
         _check_disk(job, folder, missing)
         meter = Meter(emit, contents, missing)
         _fetch_all(job, commit, folder, missing, meter)

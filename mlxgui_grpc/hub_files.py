@@ -1,9 +1,10 @@
 """Which files of a hub repository are fetched, and which repositories are refused for their file names."""
 
+import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from mlxgui_grpc.hub_frames import JobError
 
@@ -37,6 +38,22 @@ class RepositoryFile:
     name: str
     size_bytes: int
     etag: str
+
+    def new_hash(self) -> "hashlib._Hash":
+        """The hash, of nothing yet, whose hexdigest of the content is the etag."""
+        if len(self.etag) == 64:
+            return hashlib.sha256()
+        return hashlib.sha1(f"blob {self.size_bytes}\0".encode(), usedforsecurity=False)
+
+    def is_content_of(self, path: Path) -> bool:
+        """Whether that file is there and has this size and hash; reads all of it."""
+        if not path.is_file() or path.stat().st_size != self.size_bytes:
+            return False
+        digest = self.new_hash()
+        with path.open("rb") as content:
+            while chunk := content.read(1024 * 1024):
+                digest.update(chunk)
+        return digest.hexdigest() == self.etag
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ class DownloadJob(msgspec.Struct, frozen=True, tag="download"):
     token: str | None
     parallel_file_count: int
     disk_reserve_bytes: int
+    force: bool = False
+    """Hash what is in the cache, too, and fetch again what is damaged."""
 
     def __repr__(self) -> str:
         return f"DownloadJob({self.model_id!r}, {self.revision!r})"

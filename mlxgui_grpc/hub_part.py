@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import hashlib
 import os
 import threading
 import time
@@ -30,7 +29,7 @@ class PartFile:
         self._model_id = model_id
         self._meter = meter
         self.size_bytes = 0
-        self._start_hash()
+        self._hash = file.new_hash()
 
     @classmethod
     @contextlib.contextmanager
@@ -80,7 +79,7 @@ class PartFile:
         self._raw.truncate()
         self._meter.advance(-self.size_bytes)
         self.size_bytes = 0
-        self._start_hash()
+        self._hash = self._file.new_hash()
 
     def sync(self) -> None:
         os.fsync(self._raw.fileno())
@@ -88,12 +87,6 @@ class PartFile:
     def etag(self) -> str:
         """The hash by which the hub and the cache name this content."""
         return self._hash.hexdigest()
-
-    def _start_hash(self) -> None:
-        if len(self._file.etag) == 64:
-            self._hash = hashlib.sha256()
-        else:
-            self._hash = hashlib.sha1(f"blob {self._file.size_bytes}\0".encode(), usedforsecurity=False)
 
 
 class Meter:

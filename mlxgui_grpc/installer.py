@@ -1,11 +1,13 @@
 """Installs models, from the hub or from a directory, and removes them."""
 
 import asyncio
+import contextlib
 import json
 import logging
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from mlxgui_grpc import checkpoint, naming
 from mlxgui_grpc.catalog import Catalog, InstalledModel, Origin
@@ -13,6 +15,7 @@ from mlxgui_grpc.errors import (
     InvalidRequestError,
     ModelExistsError,
     ModelInUseError,
+    ModelServerError,
     PermissionDeniedError,
 )
 from mlxgui_grpc.hub import DownloadProgress, Hub, check_model_id, check_revision
@@ -52,7 +55,6 @@ class Installer:
         self._residency = residency
         self._hub = hub
         self._model_roots = model_roots
-        self._by_request: dict[str, Operation] = {}
 
     async def install_from_hub(
         self, model_id: str, name: str, revision: str, *, force: bool = False, request_id: str = ""
@@ -62,15 +64,15 @@ class Installer:
         if revision:
             check_revision(revision)
         name = naming.check_name(name) if name else naming.default_name(model_id)
-        request = {"model_id": model_id, "revision": revision, "force": force}
-        if joined := self._join(name, request, request_id):
+        request = {"model_id": model_id, "revision": revision, "force": force, "request_id": request_id}
+        if joined := self._join(name, request):
             return joined
         self._refuse_foreign(name, model_id, force=force)
 
         async def action(operation: Operation) -> InstalledModel:
             return await self._install_from_hub(operation, model_id, name, revision, force=force)
 
-        return await self._start(name, request, request_id, action)
+        return await self._operations.start("install", name, InstallProgress(), action, request)
 
     async def install_directory(
         self, directory: str, name: str, *, trusted: bool, force: bool = False, request_id: str = ""
@@ -79,18 +81,27 @@ class Installer:
         path = Path(directory)
         if not path.is_absolute():
             raise InvalidRequestError("local_directory must be an absolute path", field="local_directory")
-        real = path.resolve()
-        if not trusted and not any(real.is_relative_to(root.resolve()) for root in self._model_roots):
+        try:
+            is_allowed, is_directory = await asyncio.to_thread(self._look_at, path)
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+        ) as error:  # A name too long, with a NUL, links in a circle.
+            raise InvalidRequestError(
+                f"local_directory cannot be read: {error}", field="local_directory"
+            ) from error
+        if not trusted and not is_allowed:
             raise PermissionDeniedError(
                 "Local directories can be installed with the CLI, over the unix socket, or below a folder named by "
                 "the option model_roots",
                 field="local_directory",
             )
-        if not path.is_dir():
+        if not is_directory:
             raise InvalidRequestError(f"{directory} is not a directory", field="local_directory")
         name = naming.check_name(name) if name else naming.default_name(str(path))
-        request = {"local_directory": str(path), "force": force}
-        if joined := self._join(name, request, request_id):
+        request = {"local_directory": str(path), "force": force, "request_id": request_id}
+        if joined := self._join(name, request):
             return joined
         existing = self._catalog.find(name)
         if existing is not None and existing.path != path and not force:
@@ -101,7 +112,23 @@ class Installer:
             operation.changed()
             return await self._register(path, name, Origin.DIRECTORY)
 
-        return await self._start(name, request, request_id, action)
+        return await self._operations.start("install", name, InstallProgress(), action, request)
+
+    async def available(self) -> list[InstalledModel]:
+        """Models in the hub's cache that are not installed, by hub id, under the names they would get; their id is 0.
+
+        Reads the disk, off the event loop.
+        """
+        taken = {model.name.casefold() for model in self._catalog.models()}
+        installed = {model.huggingface_id.casefold() for model in self._catalog.models()}
+        models = []
+        for model in await asyncio.to_thread(self._read_cache, installed):
+            name = model.name
+            if name.casefold() in taken:
+                name = naming.suggested_name(name, model.author)
+            taken.add(name.casefold())
+            models.append(replace(model, name=name))
+        return models
 
     async def register_demo(self, path: Path, name: str) -> None:
         """Register the built-in model; follows a program that moved."""
@@ -123,23 +150,47 @@ class Installer:
                 )
             await self._operations.cancel(running)
         await self._residency.unload(model.name, force=force)
-        kept_reason = self._kept_reason(model, remove_files=remove_files)
+        kept_reason = self._kept_reason(model) if remove_files else ""
         # The entry first: a crash between the two leaves files that a repeated install finds, never an entry
         # without files.
         await self._catalog.remove(model.name)
         self._on_change(model.name, "deleted")
         freed = 0
-        if not kept_reason:
+        removes_files = remove_files and not kept_reason
+        if removes_files:
             freed = await asyncio.to_thread(self._hub.delete_revision, model.huggingface_id, model.revision)
         log.info("deleted %s (%s)", model.name, kept_reason or f"{freed} bytes freed")
-        return Removal(model.name, not kept_reason, freed, kept_reason)
+        return Removal(model.name, removes_files, freed, kept_reason)
 
     # Inside.
 
-    def _kept_reason(self, model: InstalledModel, *, remove_files: bool) -> str:
-        """Why the files stay; empty when they are removed."""
-        if not remove_files:
-            return "remove_files is false"
+    def _look_at(self, path: Path) -> tuple[bool, bool]:
+        """(below an allowed root, a directory)."""
+        real = path.resolve()
+        return any(real.is_relative_to(root.resolve()) for root in self._model_roots), path.is_dir()
+
+    def _read_cache(self, installed: set[str]) -> list[InstalledModel]:
+        models = []
+        for snapshot in self._hub.cached_models():
+            if snapshot.model_id.casefold() in installed:
+                continue
+            with contextlib.suppress(
+                ModelServerError, OSError
+            ):  # What could not be installed is not available.
+                models.append(
+                    InstalledModel(
+                        name=naming.default_name(snapshot.model_id),
+                        origin=Origin.HUB,
+                        path=snapshot.path,
+                        huggingface_id=snapshot.model_id,
+                        revision=snapshot.revision,
+                        **_described(checkpoint.inspect(snapshot.path)),
+                    )
+                )
+        return models
+
+    def _kept_reason(self, model: InstalledModel) -> str:
+        """Why the files stay although they were to go; empty when they go."""
         if model.origin is not Origin.HUB:
             return "the files were not downloaded by this server"
         if not model.is_download:
@@ -153,19 +204,33 @@ class Installer:
         ]
         return f"model '{sharing[0]}' uses the same files" if sharing else ""
 
-    def _join(self, name: str, request: dict[str, object], request_id: str) -> Operation | None:
-        if request_id:
+    def _join(self, name: str, request: dict[str, Any]) -> Operation | None:
+        """The operation that does, or did, what is asked for; a failed one is not joined."""
+
+        def is_same(operation: Operation) -> bool:
+            return operation.model.casefold() == name.casefold() and {
+                **operation.request,
+                "request_id": "",
+            } == {**request, "request_id": ""}
+
+        if request_id := request["request_id"]:
             if len(request_id) > 36 or not request_id.isascii():
                 raise InvalidRequestError(
                     "request_id must be at most 36 ASCII characters", field="request_id"
                 )
-            known = self._by_request.get(request_id)
-            if known is not None and self._operations.is_known(known):
-                return known
+            for operation in self._operations.list(include_done=True):
+                if operation.request.get("request_id") != request_id:
+                    continue
+                if not is_same(operation):
+                    raise InvalidRequestError(
+                        "request_id was used for another install: choose another", field="request_id"
+                    )
+                if operation.result is not None or not operation.is_done:
+                    return operation
         running = self._operations.running("install", name)
         if running is None:
             return None
-        if running.request == request:
+        if is_same(running):
             return running
         raise ModelExistsError(
             f"A model named '{name}' is being installed from elsewhere; choose another name", model=name
@@ -187,21 +252,6 @@ class Installer:
             suggestion=suggestion,
         )
 
-    async def _start(
-        self,
-        name: str,
-        request: dict[str, object],
-        request_id: str,
-        action: Callable[[Operation], Awaitable[InstalledModel]],
-    ) -> Operation:
-        operation = await self._operations.start("install", name, InstallProgress(), action, request)
-        if request_id:
-            self._by_request[request_id] = operation
-            self._by_request = {
-                key: known for key, known in self._by_request.items() if self._operations.is_known(known)
-            }
-        return operation
-
     async def _install_from_hub(
         self, operation: Operation, model_id: str, name: str, revision: str, *, force: bool
     ) -> InstalledModel:
@@ -220,7 +270,7 @@ class Installer:
             None if force else await asyncio.to_thread(self._hub.find_cached, model_id, revision or None)
         )
         if snapshot is None:
-            snapshot = await self._hub.download(model_id, revision or None, report)
+            snapshot = await self._hub.download(model_id, revision or None, report, force=force)
         progress.phase = "registering"
         operation.changed()
         return await self._register(
@@ -243,32 +293,20 @@ class Installer:
         is_download: bool = False,
     ) -> InstalledModel:
         found = await asyncio.to_thread(checkpoint.inspect, path)
-        metadata = {
-            "architecture": found.architecture,
-            "parameter_count": found.parameter_count,
-            "quantization_bits": found.quantization_bits,
-            "has_chat_template": found.has_chat_template,
-            "has_tools": "tool" in found.template,
-            "has_thinking": "<think>" in found.template,
-        }
-        values = {
+        values: dict[str, Any] = {
             "origin": origin,
             "path": path,
             "huggingface_id": huggingface_id,
             "revision": revision,
             "is_download": is_download,
-            "type": found.type,
-            "size_bytes": found.size_bytes,
-            "memory_bytes": found.memory_bytes,
-            "context_length": found.context_length,
-            "metadata": json.dumps(metadata),
             "error_message": "",
+            **_described(found),
         }
         if existing := self._catalog.find(name):
             if existing.path != path:
                 await self._residency.unload(existing.name, force=True)
             return await self._catalog.update(existing.name, **values)
-        model = await self._catalog.add(InstalledModel(name=name, **values))  # type: ignore[arg-type]
+        model = await self._catalog.add(InstalledModel(name=name, **values))
         self._on_change(model.name, "unloaded")
         return model
 
@@ -276,3 +314,22 @@ class Installer:
     def _progress(operation: Operation) -> InstallProgress:
         assert isinstance(operation.progress, InstallProgress)
         return operation.progress
+
+
+def _described(found: checkpoint.Checkpoint) -> dict[str, Any]:
+    """What the registry keeps of what the files say."""
+    metadata = {
+        "architecture": found.architecture,
+        "parameter_count": found.parameter_count,
+        "quantization_bits": found.quantization_bits,
+        "has_chat_template": found.has_chat_template,
+        "has_tools": "tool" in found.template,
+        "has_thinking": "<think>" in found.template,
+    }
+    return {
+        "type": found.type,
+        "size_bytes": found.size_bytes,
+        "memory_bytes": found.memory_bytes,
+        "context_length": found.context_length,
+        "metadata": json.dumps(metadata),
+    }

@@ -42,7 +42,7 @@ class Metrics:
         )
         self._per_token = Histogram(
             "mlxgui:time_per_output_token_seconds",
-            "Decode time per token of a request",
+            "Decode time per token of a request, after its first",
             model,
             buckets=_FAST,
             registry=registry,
@@ -129,10 +129,10 @@ class RequestMetrics:
         metrics._prefill_time.labels(model).observe(spent.prefill)
         metrics._decode_time.labels(model).observe(spent.decode)
 
-    def ended(self, token_count: int, seconds: float) -> None:
-        """The request is complete."""
+    def ended(self, token_count: int, total_seconds: float, decode_seconds: float) -> None:
+        """The request is complete. `decode_seconds` are those from its first token to its last."""
         metrics, model = self._metrics, self._model
         metrics._generation_tokens.labels(model).inc(token_count)
-        metrics._latency.labels(model).observe(seconds)
-        if token_count:
-            metrics._per_token.labels(model).observe(seconds / token_count)
+        metrics._latency.labels(model).observe(total_seconds)
+        if token_count > 1:
+            metrics._per_token.labels(model).observe(decode_seconds / (token_count - 1))

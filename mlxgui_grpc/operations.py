@@ -23,7 +23,7 @@ from mlxgui_grpc.errors import (
 
 log = logging.getLogger(__name__)
 
-SNAPSHOTS_PER_SECOND = 10
+SNAPSHOTS_PER_SECOND = 4
 
 
 @dataclass(slots=True)
@@ -62,6 +62,7 @@ class Operation:
     update_time: float = field(default_factory=time.time)
     result: InstalledModel | None = None
     error: ModelServerError | None = None
+    warnings: list[str] = field(default_factory=list)
     is_done: bool = False
     task: asyncio.Task[None] | None = None
     version: int = 0
@@ -99,7 +100,7 @@ class Operations:
                 is_done=True,
             )
             if record.state == "failed":
-                operation.error = BY_REASON[record.error_reason](record.error_message)
+                operation.error = BY_REASON.get(record.error_reason, InternalError)(record.error_message)
             elif record.state == "running":
                 operation.error = ServerDrainingError(
                     f"The server ended before the {record.kind} of '{record.model}' was done; start it again"
@@ -124,10 +125,6 @@ class Operations:
         operation.task = asyncio.get_running_loop().create_task(self._run(operation, action))
         await asyncio.sleep(0)  # A task that is cancelled before it began would never say that it is done.
         return operation
-
-    def is_known(self, operation: Operation) -> bool:
-        """Whether it is still remembered."""
-        return operation.id in self._operations
 
     def get(self, operation_id: str) -> Operation:
         """The operation, or OperationNotFoundError."""
@@ -157,33 +154,26 @@ class Operations:
         )
 
     async def watch(self, operation: Operation) -> AsyncIterator[Operation]:
-        """Yield the operation on every change, some times a second at most, the last time when it is done."""
-        seen = -1
+        """Yield the operation at once, on changes `SNAPSHOTS_PER_SECOND` times a second at most, and, at once
+        again, when it is done."""
+        loop = asyncio.get_running_loop()
         while True:
-            if operation.version != seen:
-                seen = operation.version
-                done = operation.is_done
-                yield operation
-                if done:
-                    return
-                await asyncio.sleep(1 / SNAPSHOTS_PER_SECOND) if operation.version == seen else None
-            if operation.version == seen:
-                waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-                operation.waiters.add(waiter)
-                try:
-                    await waiter
-                finally:
-                    operation.waiters.discard(waiter)
+            seen, is_done = operation.version, operation.is_done
+            yield operation
+            if is_done:
+                return
+            due = loop.time() + 1 / SNAPSHOTS_PER_SECOND
+            while operation.version == seen:
+                await self._change(operation)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(due):
+                    while not operation.is_done:
+                        await self._change(operation)
 
     async def wait(self, operation: Operation) -> InstalledModel:
         """The result, or the error it ended with."""
         while not operation.is_done:
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            operation.waiters.add(waiter)
-            try:
-                await waiter
-            finally:
-                operation.waiters.discard(waiter)
+            await self._change(operation)
         if operation.error is not None:
             raise operation.error
         assert operation.result is not None
@@ -193,13 +183,22 @@ class Operations:
         """Stop an action and wait until it has; one that is done stays as it is."""
         if operation.task is not None and not operation.is_done:
             operation.task.cancel()
-            while not operation.is_done:
-                await asyncio.wait([operation.task])
+            await asyncio.wait([operation.task])
 
     async def close(self) -> None:
         """Stop everything; what is stopped is marked so, and can be started again."""
         for operation in list(self._operations.values()):
             await self.cancel(operation)
+
+    @staticmethod
+    async def _change(operation: Operation) -> None:
+        """Return when it has changed."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        operation.waiters.add(waiter)
+        try:
+            await waiter
+        finally:
+            operation.waiters.discard(waiter)
 
     async def _run(
         self, operation: Operation, action: Callable[[Operation], Awaitable[InstalledModel]]
@@ -220,11 +219,16 @@ class Operations:
             )
         # Durable before anybody is told, also when a second caller cancels meanwhile.
         saved = asyncio.ensure_future(self._save(operation, is_done=True))
-        while not saved.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.shield(saved)
-        operation.is_done = True
-        operation.changed()
+        try:
+            while not saved.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.shield(saved)
+            saved.result()
+        except Exception:
+            log.exception("the end of operation %s could not be saved", operation.id)
+        finally:
+            operation.is_done = True
+            operation.changed()
 
     async def _save(self, operation: Operation, *, is_done: bool = False) -> None:
         done = is_done or operation.is_done

@@ -6,7 +6,7 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from mlxgui_grpc.errors import (
     EngineDeadError,
     ModelInUseError,
     ModelLoadFailedError,
+    ModelNotFoundError,
     ModelNotLoadedError,
     ModelServerError,
     OperationCancelledError,
@@ -25,6 +26,9 @@ from mlxgui_grpc.errors import (
 )
 
 log = logging.getLogger(__name__)
+
+LIGHT_WORKER_SECONDS = 10.0
+"""How long a worker that only counts tokens stays after its last use."""
 
 
 @dataclass(eq=False, slots=True)
@@ -40,6 +44,17 @@ class Resident:
     waiting_count: int = 0
     """Requests that wait for its load."""
     load: asyncio.Task[None] | None = None
+
+
+@dataclass(eq=False, slots=True)
+class _Light:
+    """A worker that has a tokenizer only."""
+
+    model_id: int
+    worker: WorkerProcess
+    context_length: int
+    use_count: int = 0
+    timer: asyncio.TimerHandle | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +87,9 @@ class Residency:
         self._on_change = on_change
         self._is_closed = False
         self._view_numbers = itertools.count()
+        self._removing: set[int] = set()
+        self._light: _Light | None = None
+        self._light_lock = asyncio.Lock()
         self.versions: dict[str, str] = {}
         """Versions of the engine's packages, as the first worker reported them."""
 
@@ -83,6 +101,8 @@ class Residency:
         """End every worker; requests that still run end with ServerDrainingError."""
         self._is_closed = True
         residents = list(self._residents.values())
+        if self._light is not None:
+            self._light.worker.kill()
         cause = ServerDrainingError("The server stopped before the request was done")
         await asyncio.gather(
             self._standby.close(), *(self._discard(resident, cause) for resident in residents)
@@ -129,7 +149,7 @@ class Residency:
     async def use_tokenizer(self, model: InstalledModel) -> AsyncIterator[tuple[WorkerProcess, int]]:
         """Hold a worker that can count tokens, and the context length: the loaded model's, else a light one.
 
-        A light worker loads the tokenizer only and ends with the block.
+        A light worker loads the tokenizer only, is shared, and ends some seconds after its last use.
         """
         resident = self._residents.get(model.name)
         if resident is not None and resident.state == "loaded":
@@ -137,16 +157,56 @@ class Residency:
                 assert lease.resident.loaded is not None
                 yield lease.worker, lease.resident.loaded.context_length
             return
-        view = self._view_directory / f"{model.id}-tokens-{next(self._view_numbers)}"
-        await asyncio.to_thread(self._prepare, model, view)
-        worker = await self._standby.take()
+        light = await self._light_worker(model)
+        light.use_count += 1
         try:
-            loaded = await worker.load(model.name, view, tokenizer_only=True)
-            yield worker, loaded.context_length
+            yield light.worker, light.context_length
         finally:
-            await worker.stop()
-            checkpoint.remove_view(view)
+            light.use_count -= 1
+            if light.use_count == 0:
+                if light is not self._light:
+                    await light.worker.stop()
+                else:
+                    loop = asyncio.get_running_loop()
+                    light.timer = loop.call_later(LIGHT_WORKER_SECONDS, self._retire_light)
+
+    async def _light_worker(self, model: InstalledModel) -> "_Light":
+        """The one light worker, for this model: at most one is started at a time."""
+        async with self._light_lock:
+            light = self._light
+            if light is not None and light.timer is not None:
+                light.timer.cancel()
+                light.timer = None
+            if light is not None and light.model_id == model.id and light.worker.is_alive:
+                return light
+            if light is not None:
+                self._light = None
+                if light.use_count == 0:
+                    await light.worker.stop()
+            worker = await self._standby.take()
+            try:
+                async with self._prepared(model) as view:
+                    loaded = await worker.load(model.name, view, tokenizer_only=True)
+            except BaseException:
+                worker.kill()
+                raise
+            self._light = _Light(model.id, worker, loaded.context_length)
             self._standby.fill()
+            return self._light
+
+    def _retire_light(self) -> None:
+        if self._light is not None and self._light.use_count == 0:
+            self._light.worker.kill()
+            self._light = None
+
+    @contextlib.contextmanager
+    def removing(self, model: InstalledModel) -> Iterator[None]:
+        """While the block runs nobody loads the model: it is on its way out."""
+        self._removing.add(model.id)
+        try:
+            yield
+        finally:
+            self._removing.discard(model.id)
 
     async def load(self, model: InstalledModel, *, for_request: bool = False) -> Resident:
         """Load a model, or wait for the load that is under way; raises OperationCancelledError when that is
@@ -154,7 +214,12 @@ class Residency:
         while True:
             if self._is_closed:
                 raise ServerDrainingError("The server is stopping")
+            if model.id in self._removing:
+                raise ModelNotFoundError.of(model.name)
             resident = self._residents.get(model.name)
+            if resident is not None and resident.model.id != model.id:
+                await self._discard(resident)  # Of a model that had the name before.
+                continue
             if (
                 resident is not None
                 and resident.worker is not None
@@ -208,45 +273,68 @@ class Residency:
 
     async def _load(self, resident: Resident) -> None:
         model = resident.model
-        worker: WorkerProcess | None = None
         try:
-            view = self._view_directory / str(model.id)
-            await asyncio.to_thread(self._prepare, model, view)
-            worker = resident.worker = await self._standby.take()
-            ready = await worker.ready()
-            self.versions = ready.versions
-            resident.loaded = await worker.load(model.name, view)
-            resident.state = "loaded"
-            worker.on_exit = lambda: self._forget(resident)
-            if not worker.is_alive:
-                raise ModelLoadFailedError(f"Model '{model.name}' could not be loaded: its worker ended")
+            async with self._prepared(model) as view:
+                await self._load_into_worker(resident, view)
         except asyncio.CancelledError:
-            self._forget(resident)
-            if worker is not None:
-                await worker.stop()
+            await self._give_up(resident)
             raise
-        except ModelServerError as error:
-            self._forget(resident)
-            if worker is not None:
-                await worker.stop()
-            await self._catalog.update(model.name, error_message=error.message)
-            if isinstance(error, EngineDeadError):
-                raise ModelLoadFailedError(error.message, model=model.name) from error
-            if isinstance(error, ModelLoadFailedError):
-                raise ModelLoadFailedError(
-                    f"Model '{model.name}' could not be loaded: {error.message}", model=model.name
-                ) from error
-            raise
+        except Exception as error:
+            await self._give_up(resident)
+            if not isinstance(error, ModelServerError):
+                log.exception("loading %s failed", model.name)
+            message = error.message if isinstance(error, ModelServerError) else str(error)
+            if self._catalog.find(model.name) is not None:
+                await self._catalog.update(model.name, error_message=message)
+            if isinstance(error, ModelServerError) and not isinstance(
+                error, EngineDeadError | ModelLoadFailedError
+            ):
+                raise
+            raise ModelLoadFailedError(
+                f"Model '{model.name}' could not be loaded: {message}", model=model.name
+            ) from error
         if model.error_message:
             await self._catalog.update(model.name, error_message="")
         self._on_change(model.name, "loaded")
         self._standby.fill()
+        assert resident.loaded is not None
         log.info("loaded %s in %.2f s", model.name, resident.loaded.load_seconds)
 
-    def _prepare(self, model: InstalledModel, view: Path) -> None:
-        """Check the directory, now and before every load, and build the view the loader will see. Blocks."""
-        checkpoint.require_loadable(checkpoint.inspect(model.path))
-        checkpoint.make_view(model.path, view)
+    async def _load_into_worker(self, resident: Resident, view: Path) -> None:
+        worker = resident.worker = await self._standby.take()
+        try:
+            ready = await worker.ready()
+        except EngineDeadError:  # A standby that died on its way here is nobody's fault.
+            worker = resident.worker = await self._standby.take()
+            ready = await worker.ready()
+        self.versions = ready.versions
+        resident.loaded = await worker.load(resident.model.name, view)
+        if not worker.is_alive:
+            raise ModelLoadFailedError("its worker ended")
+        resident.state = "loaded"
+        worker.on_exit = lambda: self._forget(resident)
+
+    async def _give_up(self, resident: Resident) -> None:
+        self._forget(resident)
+        if resident.worker is not None:
+            await resident.worker.stop()
+
+    @contextlib.asynccontextmanager
+    async def _prepared(self, model: InstalledModel) -> AsyncIterator[Path]:
+        """A view of the model, checked now and before every load, that lasts as long as the loader reads it."""
+        view = self._view_directory / f"{model.id}-{next(self._view_numbers)}"
+
+        def prepare() -> None:
+            checkpoint.require_loadable(checkpoint.inspect(model.path))
+            checkpoint.make_view(model.path, view)
+
+        preparation = asyncio.ensure_future(asyncio.to_thread(prepare))
+        try:
+            await asyncio.shield(preparation)
+            yield view
+        finally:
+            # A thread cannot be cancelled: the view goes when it is done with it.
+            preparation.add_done_callback(lambda done: _clean_up(done, view))
 
     async def _discard(self, resident: Resident, cause: ModelServerError | None = None) -> None:
         if resident.load is not None and not resident.load.done():
@@ -307,6 +395,11 @@ class _Standby:
             worker = await WorkerProcess.spawn(self._config, os.environ, idle=True)
             self._workers.append(worker)
             await worker.ready()
+
+
+def _clean_up(preparation: "asyncio.Future[None]", view: Path) -> None:
+    preparation.exception()  # seen: whoever waited for it has it
+    checkpoint.remove_view(view)
 
 
 def _consume(task: "asyncio.Task[None]") -> None:

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,6 +44,7 @@ class StateDirectory:
             config.view_directory,
         ):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            folder.chmod(0o700)  # Also one that was there: everything of ours lies behind these.
         self._lock = os.open(
             config.run_directory / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
         )
@@ -58,6 +60,8 @@ class StateDirectory:
             ) from None
         os.ftruncate(self._lock, 0)
         os.write(self._lock, str(os.getpid()).encode())
+        for leftover in config.view_directory.iterdir():
+            shutil.rmtree(leftover, ignore_errors=True)
         self.socket = self._socket_path()
         self.socket.unlink(missing_ok=True)  # Ours by the lock: a leftover of a server that was killed.
 

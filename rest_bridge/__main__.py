@@ -75,10 +75,19 @@ def _serve(config: BridgeConfig, listener: socket.socket) -> int:
         threading.Thread(
             target=end_with_parent, args=(config.parent_fd,), name="parent-watch", daemon=True
         ).start()
-    backend.wait_until_reachable(services, _REACH_SECONDS)
-    # The parent reads this line; it may have gone, or closed its end.
+    reached = backend.wait_until_reachable(services, _REACH_SECONDS)
+    if config.parent_fd is None:
+        ready = f"REST  http://{f'[{config.host}]' if ':' in config.host else config.host}:{port}"
+        if not reached:
+            print(
+                f"mlxgui bridge: no model server answers at {config.target}; requests get 503 until one does.",
+                file=sys.stderr,
+            )
+    else:
+        ready = json.dumps({"event": "ready", "port": port})
+    # Who reads this line may have gone, or closed its end.
     try:
-        print(json.dumps({"event": "ready", "port": port}), flush=True)
+        print(ready, flush=True)
     except BrokenPipeError:
         return 0
     server.run()
@@ -129,13 +138,17 @@ def _read_config(argv: Sequence[str] | None) -> BridgeConfig | str:
             f"{options.host} can be reached from other machines: set MLX_GUI_API_KEY, or say --insecure to serve "
             "everybody."
         )
+    allowed_hosts = {host: wall.host_name(host) for host in options.allowed_host}
+    for host, name in allowed_hosts.items():
+        if name is None:
+            return f"--allowed-host must be a host name or an address, not '{host}'."
     return BridgeConfig(
         target=options.target,
         host=options.host,
         port=options.port,
         parent_fd=options.parent_fd,
-        allowed_hosts=frozenset(host.lower() for host in options.allowed_host),
-        cors_origins=frozenset(origin.rstrip("/") for origin in options.cors_origin),
+        allowed_hosts=frozenset(name for name in allowed_hosts.values() if name is not None),
+        cors_origins=frozenset(origin.lower().rstrip("/") for origin in options.cors_origin),
         api_key=api_key,
     )
 

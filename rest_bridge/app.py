@@ -22,10 +22,10 @@ _INFERENCE_BODIES = frozenset(
         "openai.create_chat_completion",
         "openai.create_completion",
         "openai.create_embedding",
+        "openai.audio",
         "models.generate",
     }
 )
-_UPLOADS = frozenset({"openai.audio"})
 
 
 def create_app(bridge: web.Bridge) -> Flask:
@@ -87,8 +87,6 @@ def _check_body() -> None:
     size_bytes = request.content_length or 0
     if request.endpoint in _INFERENCE_BODIES:
         limit_bytes = config.inference_body_limit_bytes
-    elif request.endpoint in _UPLOADS:
-        limit_bytes = config.upload_body_limit_bytes
     else:
         limit_bytes = config.body_limit_bytes
     if size_bytes > limit_bytes:
@@ -130,7 +128,8 @@ def _failed(error: Exception) -> Response:
         case HTTPException(code=code) if code is not None and code < 500:
             known = ApiError("INVALID_PARAMETER", error.description or "The request cannot be read.")
         case _:
-            _log.error("request %s: %s %s", g.request_id, request.method, request.path, exc_info=error)
+            # A path may hold line ends, and is as long as its sender likes.
+            _log.error("request %s: %s %r", g.request_id, request.method, request.path[:200], exc_info=error)
             known = ApiError(
                 "INTERNAL", f"The bridge failed; its log has the details of request {g.request_id}."
             )

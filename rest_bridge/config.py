@@ -20,10 +20,10 @@ class BridgeConfig:
     """Descriptor whose end of file ends the bridge: the control process has gone."""
 
     allowed_hosts: frozenset[str] = frozenset()
-    """Names besides loopback's and the bound address that a Host header may carry, in lower case."""
+    """Names besides loopback's and the bound address that a Host header may carry, as `wall.host_name` spells them."""
 
     cors_origins: frozenset[str] = frozenset()
-    """Origins whose pages may call this server. `*`: any."""
+    """Origins whose pages may call this server, in lower case. `*`: any."""
 
     api_key: str | None = None
     """The key that requests must carry. None: any key, or none."""
@@ -37,7 +37,6 @@ class BridgeConfig:
     which its thread reads itself; sixteen together take a third more of the processor that way (measured)."""
 
     inference_body_limit_bytes: int = 64 * MIB
-    upload_body_limit_bytes: int = 1024 * MIB
     body_limit_bytes: int = MIB
     """Largest body of every other route."""
 
@@ -47,6 +46,8 @@ class BridgeConfig:
     """For unloading and deleting, which wait for a worker or for the disk."""
 
     inference_timeout_seconds: float = 600.0
+    stalled_client_seconds: float = 60.0
+    """How long a client may read nothing of what a thread waits to send it; then its connection is closed."""
 
     drain_seconds: float = 5.0
     """How long running requests may go on after SIGTERM."""

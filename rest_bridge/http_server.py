@@ -17,6 +17,8 @@ from rest_bridge.config import MIB, BridgeConfig
 
 _POLL_SECONDS = 30.0
 _DRAIN_POLL_SECONDS = 0.02
+# Beyond it a thread waits until its client has read.
+_PILE_BYTES = MIB
 
 
 class _JsonErrorTask(ErrorTask):
@@ -62,11 +64,11 @@ class HttpServer:
             channel_request_lookahead=1,
             # An idle timeout; longer than any deadline, as nothing is written during a prefill.
             channel_timeout=3600,
-            max_request_body_size=config.upload_body_limit_bytes + MIB,
+            max_request_body_size=config.inference_body_limit_bytes + MIB,
             max_request_header_size=64 * 1024,
             connection_limit=512,
             # What a slow reader can pile up per stream.
-            outbuf_high_watermark=MIB,
+            outbuf_high_watermark=_PILE_BYTES,
             asyncore_use_poll=True,
             clear_untrusted_proxy_headers=True,
             ident=None,
@@ -75,11 +77,13 @@ class HttpServer:
         server.channel_class = _Channel
         self._server = server
         self._stopping = threading.Event()
+        self._stall_seconds = config.stalled_client_seconds
 
     def run(self) -> None:
         """Serves until `stop`. Call on the main thread."""
         while not self._stopping.is_set():
-            self._turn(_POLL_SECONDS)
+            self._turn(min(_POLL_SECONDS, self._stall_seconds / 4))
+            self._drop_stalled()
 
     def stop(self) -> None:
         """Makes `run` return. Any thread, and a signal handler, may call it."""
@@ -105,6 +109,17 @@ class HttpServer:
 
     def _turn(self, timeout_seconds: float) -> None:
         wasyncore.loop(timeout=timeout_seconds, map=self._server._map, use_poll=True, count=1)
+
+    def _drop_stalled(self) -> None:
+        """Ends the requests whose clients do not read; Waitress would let them keep their threads for ever."""
+        latest = time.time() - self._stall_seconds
+        for channel in self._channels():
+            if (
+                channel.requests
+                and channel.total_outbufs_len > _PILE_BYTES
+                and channel.last_activity < latest
+            ):
+                channel.handle_close()
 
     def _is_busy(self) -> bool:
         return any(channel.requests or channel.total_outbufs_len for channel in self._channels())

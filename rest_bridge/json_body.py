@@ -16,17 +16,14 @@ INT64_LIMIT = 2**63
 FLOAT32_MAX = 3.4028234663852886e38
 
 
-def parse_object(raw: bytes, *, refuse_duplicates: bool = False) -> JsonObject:
+def parse_object(raw: bytes) -> JsonObject:
     """The JSON object in `raw`. Raises ApiError (400) for anything else."""
     if not raw.strip():
         raise invalid("The body is empty; send a JSON object.", None)
     if raw.count(b"[") + raw.count(b"{") > MAX_CONTAINER_COUNT:
         raise invalid("The body has too many arrays and objects.", None)
     try:
-        value = json.loads(
-            raw.decode("utf-8-sig"),
-            object_pairs_hook=_object_without_duplicates if refuse_duplicates else None,
-        )
+        value = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_object_without_duplicates)
     except RecursionError:
         raise _too_deep() from None
     except UnicodeDecodeError:
@@ -105,6 +102,7 @@ class Fields:
         self._values = values
         self._path = path
         self._known: set[str] = set()
+        self._children: list[Fields] = []
 
     @classmethod
     def of(cls, value: object, path: str) -> "Fields":
@@ -154,7 +152,20 @@ class Fields:
 
     def members(self, key: str) -> "Fields | None":
         value = self.raw(key)
-        return None if value is None else Fields.of(value, self.name(key))
+        return None if value is None else self.child(value, self.name(key))
+
+    def child(self, value: object, path: str) -> "Fields":
+        """The members of an object inside this one; what is unread of them is unread of this."""
+        fields = Fields.of(value, path)
+        self._children.append(fields)
+        return fields
+
+    def free_object(self, key: str) -> JsonObject | None:
+        """An object whose members are not ours to know."""
+        value = self.raw(key)
+        if value is not None and not isinstance(value, dict):
+            raise invalid(f"`{self.name(key)}` must be an object, not {type_name(value)}.", self.name(key))
+        return value
 
     def missing(self, key: str) -> NoReturn:
         raise invalid(f"`{self.name(key)}` is missing.", self.name(key))
@@ -165,12 +176,13 @@ class Fields:
             raise invalid(f"`{self.name(key)}` is not supported: {why}", self.name(key))
 
     def unread(self) -> list[str]:
-        """Names of the members that nothing has asked for, nulls aside."""
-        return [
+        """Names of the members that nothing has asked for, here and inside, nulls aside."""
+        own = [
             self.name(key)
             for key, value in self._values.items()
             if key not in self._known and value is not None
         ]
+        return own + [name for child in self._children for name in child.unread()]
 
     def refuse_unread(self) -> None:
         """Refuses a member that nothing has asked for, by name."""

@@ -2,6 +2,8 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
+
 
 class BridgeMetrics:
     """HTTP requests by route. Any thread may use it."""
@@ -16,12 +18,13 @@ class BridgeMetrics:
         )
         self.live_calls = Gauge(
             "mlxgui:http_live_calls",
-            "Inference, load and install requests in progress",
+            "Long requests in progress",
             registry=self._registry,
         )
 
     def count(self, method: str, route: str, status: int) -> None:
-        self._requests.labels(method, route, str(status)).inc()
+        # A label has few values, whatever is sent.
+        self._requests.labels(method if method in _METHODS else "other", route, str(status)).inc()
 
     def exposition(self) -> bytes:
         """The text format of Prometheus."""

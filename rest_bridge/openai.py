@@ -147,9 +147,9 @@ def chat_request(body: JsonObject) -> tuple[inference_pb2.ChatRequest, Options]:
 
     _read_response_format(fields.members("response_format"), request.sampling)
     _read_tools(fields, request)
-    template_arguments = fields.members("chat_template_kwargs")
+    template_arguments = fields.free_object("chat_template_kwargs")
     if template_arguments is not None:
-        request.template_arguments = _json_text(body["chat_template_kwargs"], "chat_template_kwargs")
+        request.template_arguments = _json_text(template_arguments, "chat_template_kwargs")
 
     messages = fields.array("messages")
     if messages is None:
@@ -158,9 +158,7 @@ def chat_request(body: JsonObject) -> tuple[inference_pb2.ChatRequest, Options]:
         raise invalid("`messages` is empty; send at least one message.", "messages")
     images = _ImageBudget()
     for index, message in enumerate(messages):
-        member = Fields.of(message, f"messages[{index}]")
-        request.messages.append(_message(member, images))
-        options.warnings += [f"`{name}` is unknown and has no effect." for name in member.unread()]
+        request.messages.append(_message(fields.child(message, f"messages[{index}]"), images))
 
     _report_unread(fields, options)
     return request, options
@@ -300,7 +298,6 @@ def _read_common(
             raise invalid("`stream_options` needs `stream` to be true.", "stream_options")
         options.include_usage = stream_options.boolean("include_usage") or False
         stream_options.boolean("include_obfuscation")
-        options.warnings += [f"`{name}` is unknown and has no effect." for name in stream_options.unread()]
 
 
 def _report_unread(fields: Fields, options: Options) -> None:
@@ -331,9 +328,13 @@ def _read_response_format(fields: Fields | None, sampling: common_pb2.SamplingPa
             schema = fields.members("json_schema")
             if schema is None:
                 fields.missing("json_schema")
-            if schema.members("schema") is None:
+            wanted = schema.free_object("schema")
+            if wanted is None:
                 schema.missing("schema")
-            sampling.json_schema = _json_text(schema.raw("schema"), "response_format.json_schema.schema")
+            sampling.json_schema = _json_text(wanted, schema.name("schema"))
+            # The answer keeps to the schema in any case; its name and description are the caller's own.
+            for key in ("name", "description", "strict"):
+                schema.raw(key)
         case other:
             raise invalid(
                 f"`response_format.type` is {other[:32]!r}; it must be text, json_object or json_schema.",
@@ -343,19 +344,19 @@ def _read_response_format(fields: Fields | None, sampling: common_pb2.SamplingPa
 
 def _read_tools(fields: Fields, request: inference_pb2.ChatRequest) -> None:
     for index, tool in enumerate(fields.array("tools") or []):
-        member = Fields.of(tool, f"tools[{index}]")
+        member = fields.child(tool, f"tools[{index}]")
         if member.text("type") not in (None, "function"):
             raise invalid(f"`{member.name('type')}` must be `function`.", member.name("type"))
         function = member.members("function")
         if function is None:
             member.missing("function")
-        parameters = function.members("parameters")
+        parameters = function.free_object("parameters")
         request.tools.add(
             name=function.required_text("name"),
             description=function.text("description") or "",
             parameters_schema=""
             if parameters is None
-            else _json_text(function.raw("parameters"), function.name("parameters")),
+            else _json_text(parameters, function.name("parameters")),
             strict=function.boolean("strict") or False,
         )
     match fields.raw("tool_choice"):
@@ -364,7 +365,9 @@ def _read_tools(fields: Fields, request: inference_pb2.ChatRequest) -> None:
         case str() as mode if mode in _TOOL_MODES:
             request.tool_choice.mode = _TOOL_MODES[mode]
         case dict() as choice if choice.get("type") == "function":
-            function = Fields.of(choice, "tool_choice").members("function")
+            member = fields.child(choice, "tool_choice")
+            member.raw("type")
+            function = member.members("function")
             if function is None:
                 raise invalid("`tool_choice.function` is missing.", "tool_choice")
             request.tool_choice.function = function.required_text("name")
@@ -402,7 +405,8 @@ def _message(fields: Fields, images: _ImageBudget) -> inference_pb2.ChatMessage:
             message.content.add(text=text_value(text, fields.name("content")))
         case list() as parts:
             for index, part in enumerate(parts):
-                message.content.append(_part(Fields.of(part, f"{fields.name('content')}[{index}]"), images))
+                member = fields.child(part, f"{fields.name('content')}[{index}]")
+                message.content.append(_part(member, images))
         case other:
             raise invalid(
                 f"`{fields.name('content')}` must be a string or an array of parts, not {type_name(other)}.",
@@ -413,9 +417,8 @@ def _message(fields: Fields, images: _ImageBudget) -> inference_pb2.ChatMessage:
         message.tool_call_id = tool_call_id or fields.missing("tool_call_id")
     if role == "assistant":
         for index, tool_call in enumerate(fields.array("tool_calls") or []):
-            message.tool_calls.append(
-                _tool_call(Fields.of(tool_call, f"{fields.name('tool_calls')}[{index}]"))
-            )
+            member = fields.child(tool_call, f"{fields.name('tool_calls')}[{index}]")
+            message.tool_calls.append(_tool_call(member))
         message.reasoning = fields.text("reasoning_content") or fields.text("reasoning") or ""
         refusal = fields.text("refusal")
         if refusal and not message.content:
@@ -650,39 +653,47 @@ def completion_events(
     around: dict[int, tuple[str, str]] = {}
     offsets: dict[int, int] = {}
     warnings: list[str] = []
-    for reply in replies:
-        event = reply.WhichOneof("event")
-        if event == "delta":
-            delta = reply.delta
-            index = delta.index
-            text = delta.text
-            if options.logprobs:
-                entries = [*delta.prompt_logprobs, *delta.logprobs]
-                logprobs, offsets[index] = text_logprobs(entries, offsets.get(index, 0))
-                yield chunk.choice(
-                    {"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}
-                )
-            elif text:
-                if index not in around:
-                    choice = {"index": index, "text": "\0", "logprobs": None, "finish_reason": None}
-                    around[index] = chunk.around(choice)
-                prefix, suffix = around[index]
-                yield f"{prefix}{encode(text)}{suffix}".encode()
-        elif event == "start":
-            chunk.start(reply.start)
-            warnings = [*options.warnings, *reply.start.warnings]
-        elif event == "finish":
-            choice = {
-                "index": reply.finish.index,
-                "text": "",
-                "logprobs": None,
-                "finish_reason": _FINISH_REASONS.get(reply.finish.finish_reason),
-                **_stop_reason(reply.finish),
-            }
-            yield chunk.choice(choice, warnings)
-            warnings = []
-        elif event == "end" and options.include_usage:
-            yield chunk.usage(reply.end.usage, reply.end.warnings)
+    finish: JsonObject | None = None
+    try:
+        for reply in replies:
+            event = reply.WhichOneof("event")
+            # Held back for one event, as in a chat.
+            if finish is not None:
+                yield chunk.choice(finish, [*warnings, *reply.end.warnings])
+                finish, warnings = None, []
+            if event == "delta":
+                delta = reply.delta
+                index = delta.index
+                text = delta.text
+                if options.logprobs:
+                    entries = [*delta.prompt_logprobs, *delta.logprobs]
+                    logprobs, offsets[index] = text_logprobs(entries, offsets.get(index, 0))
+                    yield chunk.choice(
+                        {"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}
+                    )
+                elif text:
+                    if index not in around:
+                        choice = {"index": index, "text": "\0", "logprobs": None, "finish_reason": None}
+                        around[index] = chunk.around(choice)
+                    prefix, suffix = around[index]
+                    yield f"{prefix}{encode(text)}{suffix}".encode()
+            elif event == "start":
+                chunk.start(reply.start)
+                warnings = [*options.warnings, *reply.start.warnings]
+            elif event == "finish":
+                finish = {
+                    "index": reply.finish.index,
+                    "text": "",
+                    "logprobs": None,
+                    "finish_reason": _FINISH_REASONS.get(reply.finish.finish_reason),
+                    **_stop_reason(reply.finish),
+                }
+            elif event == "end" and options.include_usage:
+                yield chunk.usage(reply.end.usage)
+    except Exception:
+        if finish is not None:
+            yield chunk.choice(finish, warnings)
+        raise
 
 
 class _ChunkMaker:
@@ -707,8 +718,8 @@ class _ChunkMaker:
             chunk["warnings"] = sentences
         return sse.event(chunk)
 
-    def usage(self, usage: common_pb2.Usage, warnings: Iterable[str] = ()) -> bytes:
-        return sse.event(_with_usage({**self._head, "choices": []}, usage, list(warnings)))
+    def usage(self, usage: common_pb2.Usage) -> bytes:
+        return sse.event(_with_usage({**self._head, "choices": []}, usage, []))
 
     def around(self, choice: JsonObject) -> tuple[str, str]:
         """The event of a choice whose one text is NUL, as what stands before and after the text."""

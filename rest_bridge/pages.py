@@ -39,7 +39,6 @@ def front_page(version: str, status: str, readme_text: str) -> str:
 <ul>
 <li><a href="/v1/models">Installed models</a></li>
 <li><a href="/v1/operations">Downloads and loads</a></li>
-<li><a href="/v1/system/status">System status</a></li>
 <li><a href="/health">Health</a></li>
 <li><a href="/metrics">Metrics</a></li>
 </ul>

@@ -5,6 +5,7 @@ sends one message per engine step, with the events of all requests in it.
 """
 
 import itertools
+import logging
 import queue
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,13 @@ from google.protobuf.duration_pb2 import Duration
 from mlxgui.v1 import inference_pb2, inference_pb2_grpc
 from rest_bridge import errors
 from rest_bridge.errors import ApiError
+
+_log = logging.getLogger("rest_bridge")
+
+# The server ends a request at its deadline; a frozen one does not.
+_DEADLINE_GRACE_SECONDS = 5.0
+# Events of one request that its client has not taken yet.
+_UNREAD_LIMIT = 1024
 
 StreamRequest = inference_pb2.ChatStreamRequest | inference_pb2.GenerateStreamRequest
 
@@ -43,7 +51,7 @@ class Session:
         with self._lock:
             if self._line is None or not self._line.is_alive:
                 self._line = _Line(self._stub)
-            stream = SessionStream(self._line, message.id)
+            stream = SessionStream(self._line, message.id, timeout_seconds)
             self._line.begin(stream, message)
         return stream
 
@@ -51,18 +59,24 @@ class Session:
 class SessionStream(Iterator[Any]):
     """The events of one request. Raises ApiError when it ends in one; `cancel` gives it up, from any thread."""
 
-    def __init__(self, line: "_Line", number: int) -> None:
+    def __init__(self, line: "_Line", number: int, timeout_seconds: float) -> None:
         self._line = line
+        self._wait_seconds = timeout_seconds + _DEADLINE_GRACE_SECONDS
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._is_over = False
         self.number = number
         self.put = self._events.put
         """Called by the session's thread with an event, or with the ApiError that ends the request."""
+        self.unread_count = self._events.qsize
 
     def __next__(self) -> Any:
         if self._is_over:
             raise StopIteration
-        event = self._events.get()
+        try:
+            event = self._events.get(timeout=self._wait_seconds)
+        except queue.Empty:
+            self._line.forget(self.number)
+            event = ApiError("DEADLINE", "The model server did not answer in time.")
         if isinstance(event, ApiError):
             self._is_over = True
             raise event
@@ -105,6 +119,7 @@ class _Line:
 
     def _read(self, responses: Any) -> None:
         streams = self._streams
+        failure = ApiError("SERVER_UNREACHABLE", "The model server ended the session.", None, 1.0)
         try:
             for response in responses:
                 for item in response.items:
@@ -119,13 +134,22 @@ class _Line:
                     event = item.chat if kind == "chat" else item.generate
                     if event.HasField("end"):
                         streams.pop(item.id, None)
+                    elif stream.unread_count() >= _UNREAD_LIMIT:
+                        self.forget(item.id)
+                        event = ApiError("SLOW_CONSUMER", "The client reads too slowly.")
                     stream.put(event)
-            failure = ApiError("SERVER_UNREACHABLE", "The model server ended the session.", None, 1.0)
         except grpc.RpcError as error:
             failure = errors.from_rpc(error)
-        with self._lock:
-            self.is_alive = False
-            left, self._streams = list(streams.values()), {}
-        for stream in left:
-            stream.put(failure)
-        self._outgoing.put(None)
+        except Exception:
+            _log.exception("the session with the model server failed")
+            responses.cancel()
+            failure = ApiError(
+                "INTERNAL", "The bridge failed to read the model server's answer; see its log."
+            )
+        finally:
+            with self._lock:
+                self.is_alive = False
+                left, self._streams = list(streams.values()), {}
+            for stream in left:
+                stream.put(failure)
+            self._outgoing.put(None)

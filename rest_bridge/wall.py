@@ -3,7 +3,6 @@
 import hmac
 import ipaddress
 import re
-from urllib.parse import urlsplit
 
 from rest_bridge.config import BridgeConfig
 from rest_bridge.errors import ApiError
@@ -25,13 +24,22 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def host_name(text: str) -> str | None:
+    """The host of a Host header, without its port and in its one spelling. None: it names no host."""
+    match = _HOST.fullmatch(text)
+    host = text if match is None else match["v6"] or match["name"]
+    try:
+        return ipaddress.ip_address(host).compressed
+    except ValueError:
+        return None if match is None or match["name"] is None else host.lower().removesuffix(".")
+
+
 def check_host(header: str | None, config: BridgeConfig) -> None:
     """Refuses a name that is not ours: a page whose own name leads here (DNS rebinding) is stopped by this."""
-    match = _HOST.fullmatch(header or "")
-    if match is None:
+    host = host_name(header or "")
+    if host is None:
         raise ApiError("PERMISSION_DENIED", "The request has no Host header that names this server.")
-    host = (match["v6"] or match["name"]).lower().removesuffix(".")
-    if host in _LOOPBACK_NAMES or host == config.host.lower() or host in config.allowed_hosts:
+    if host in _LOOPBACK_NAMES or host == host_name(config.host) or host in config.allowed_hosts:
         return
     # Bound to every address: each of them is ours, and no address in figures can be rebound.
     if config.host in _WILDCARDS and _is_address(host):
@@ -46,8 +54,8 @@ def check_origin(method: str, origin: str | None, host_header: str, config: Brid
     """Refuses to change anything for a page of another origin. Programs that are no browser send no Origin."""
     if method in _SAFE_METHODS or origin is None or allowed_origin(origin, config) is not None:
         return
-    parts = urlsplit(origin)
-    if parts.scheme in ("http", "https") and parts.netloc.lower() == host_header.lower():
+    host = host_header.lower()
+    if origin.lower() in (f"http://{host}", f"https://{host}"):
         return
     raise ApiError(
         "PERMISSION_DENIED",
@@ -59,7 +67,7 @@ def allowed_origin(origin: str, config: BridgeConfig) -> str | None:
     """What Access-Control-Allow-Origin says to pages of `origin`. None: nothing, they are not allowed."""
     if "*" in config.cors_origins:
         return "*"
-    return origin if origin in config.cors_origins else None
+    return origin if origin.lower() in config.cors_origins else None
 
 
 def check_key(authorization: str | None, x_api_key: str | None, config: BridgeConfig) -> None:
@@ -68,7 +76,9 @@ def check_key(authorization: str | None, x_api_key: str | None, config: BridgeCo
         return
     scheme, _, token = (authorization or "").partition(" ")
     given = token.strip() if scheme.lower() == "bearer" else x_api_key or ""
-    if not hmac.compare_digest(given.encode(), config.api_key.encode()):
+    # WSGI gives a header's bytes as latin-1; the environment's come as UTF-8, what is none of it as surrogates.
+    key = config.api_key.encode("utf-8", "surrogateescape")
+    if not hmac.compare_digest(given.encode("latin-1", "replace"), key):
         raise ApiError(
             "UNAUTHENTICATED",
             "An API key is required; send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'.",

@@ -1,6 +1,7 @@
 """What all routes share: the bridge's state, reading a request, and writing an answer."""
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from rest_bridge.config import BridgeConfig
 from rest_bridge.errors import ApiError, JsonObject, invalid
 from rest_bridge.json_body import parse_object
 from rest_bridge.metrics import BridgeMetrics
+
+_log = logging.getLogger("rest_bridge")
 
 _ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _TRUE = frozenset({"true", "1", "yes"})
@@ -57,9 +60,21 @@ def ask(method: Callable[..., Any], message: Any, timeout_seconds: float | None 
     return calls.unary(method, message, timeout_seconds or bridge().config.status_timeout_seconds, metadata())
 
 
-def json_object(*, refuse_duplicates: bool = False) -> JsonObject:
+def ask_watched(method: Any, message: Any, timeout_seconds: float) -> Any:
+    """The answer of a long call, which ends early if the client goes."""
+    with open_call() as live:
+        return calls.watched(method, message, live, timeout_seconds, metadata())
+
+
+def ask_to_change(method: Any, message: Any) -> Any:
+    """The answer of a removal, which goes on to its end though the client goes."""
+    with bridge().calls.open(_never) as live:
+        return calls.watched(method, message, live, bridge().config.removal_timeout_seconds, metadata())
+
+
+def json_object() -> JsonObject:
     """The request's body. Its size has been checked."""
-    return parse_object(request.get_data(cache=False), refuse_duplicates=refuse_duplicates)
+    return parse_object(request.get_data(cache=False))
 
 
 def query_integer(name: str, default: int, low: int, high: int) -> int:
@@ -132,6 +147,9 @@ class _EventBody:
             yield sse.error_event(errors.from_rpc(error))
         except ApiError as error:
             yield sse.error_event(error)
+        except Exception:
+            _log.exception("an event stream failed")
+            yield sse.error_event(ApiError("INTERNAL", "The bridge failed; its log has the details."))
         yield sse.DONE
 
     def close(self) -> None:

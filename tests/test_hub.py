@@ -157,6 +157,41 @@ async def test_a_revision_can_be_named_and_what_is_there_is_not_fetched_again(
     assert (refs / "main").read_text() == second.revision
 
 
+async def test_force_fetches_again_what_is_damaged_and_only_that(hub: LoopbackHub, tmp_path: Path) -> None:
+    """Damage that leaves the size as it is shows in the hash only, in a blob and in a file on its way."""
+    hub.add(MODEL, model_files())
+    snapshot, _ = await pull(client(hub, tmp_path))
+    folder = RepositoryFolder(tmp_path, MODEL)
+    (folder.blobs / hub.file(MODEL, WEIGHTS).etag).write_bytes(bytes(WEIGHT_BYTES))
+    config = hub.file(MODEL, "config.json")
+    folder.verified(config.etag).write_bytes(bytes(config.size_bytes))
+
+    again = await client(hub, tmp_path).download(MODEL, None, lambda progress: None, force=True)
+
+    assert again == snapshot
+    assert read_files(snapshot.path) == model_files()
+    assert (len(hub.fetches(WEIGHTS)), len(hub.fetches("config.json"))) == (2, 1)
+    assert leftovers(tmp_path) == {".ours"}
+
+
+async def test_the_child_has_no_keys_and_is_out_of_reach_of_ctrl_c(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its environment names none of them, and the terminal's process group is not its own."""
+    monkeypatch.setenv("HF_TOKEN", "hf_environment")
+    monkeypatch.setenv("MLX_GUI_API_KEY", "sk-secret")
+    hub.add(MODEL, model_files())
+    hold = hub.hold(WEIGHTS, 1_000_000)
+    pulling = asyncio.create_task(pull(client(hub, tmp_path)))
+    assert await asyncio.to_thread(hold.reached.wait, 60)
+
+    [child] = child_processes()
+    assert not {"HF_TOKEN", "MLX_GUI_API_KEY"} & set(child.environ())
+    assert os.getpgid(child.pid) == child.pid
+    hold.release()
+    await pulling
+
+
 async def test_a_broken_line_is_resumed_within_the_download(hub: LoopbackHub, tmp_path: Path) -> None:
     """The rest is asked for with a range, and the content is right."""
     hub.add(MODEL, model_files())

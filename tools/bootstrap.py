@@ -6,6 +6,7 @@ Done again with nothing changed it costs a few milliseconds. Standard library on
 older Python reaches the sentence that says which one is needed.
 """
 
+import ast
 import contextlib
 import fcntl
 import hashlib
@@ -17,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 VENV = os.path.join(ROOT, ".venv")
 VENV_PYTHON = os.path.join(VENV, "bin", "python")
 LOCKS = {"run": "requirements.lock", "dev": "requirements-dev.lock"}
@@ -70,10 +71,10 @@ def is_installed(profile: str) -> bool:
 def install(profile: str) -> None:
     started = time.monotonic()
     lock = LOCKS[profile]
-    say("installing %s into .venv (the first time this downloads a few hundred MB)" % lock)
+    say("installing %s into .venv (the first time this downloads about 200 MB)" % lock)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(stamp_path())
-    if not (os.path.exists(VENV_PYTHON) and os.path.exists(os.path.join(VENV, "bin", "uv"))):
+    if not (os.path.exists(os.path.join(VENV, "bin", "uv")) and is_of_this_place()):
         create_venv()
         install_uv(lock)
     uv("pip", "sync", "--require-hashes", lock)
@@ -90,6 +91,17 @@ def create_venv() -> None:
     except ImportError:
         fail("%s has no venv module: install it (Debian: apt-get install python3-venv)" % sys.executable)
     run("creating .venv", [sys.executable, "-m", "venv", "--clear", VENV])
+    with open(origin_path(), "w", encoding="utf-8") as file:
+        file.write(ROOT)
+
+
+def is_of_this_place() -> bool:
+    """Whether .venv works and was made here: its scripts name their interpreter, so a moved or copied one fails."""
+    try:
+        with open(origin_path(), encoding="utf-8") as file:
+            return os.path.exists(VENV_PYTHON) and file.read() == ROOT
+    except OSError:
+        return False
 
 
 def install_uv(lock: str) -> None:
@@ -142,9 +154,21 @@ def install_buf() -> None:
 def uv(*arguments: str) -> None:
     environment = dict(os.environ, VIRTUAL_ENV=VENV)
     # A mirror told to pip is meant for uv too, which reads neither pip's variables nor its files.
-    if "PIP_INDEX_URL" in os.environ:
-        environment.setdefault("UV_DEFAULT_INDEX", os.environ["PIP_INDEX_URL"])
+    if not {"UV_DEFAULT_INDEX", "UV_INDEX_URL"} & set(os.environ):
+        index = os.environ.get("PIP_INDEX_URL") or index_of_pip_files()
+        if index:
+            environment["UV_DEFAULT_INDEX"] = index
     run("uv " + " ".join(arguments[:2]), [os.path.join(VENV, "bin", "uv"), *arguments], environment)
+
+
+def index_of_pip_files() -> str:
+    """The index that pip's configuration files name; empty when none does."""
+    # `config get` would read one of the files, `list` merges all as `install` does: NAME='VALUE', a line each.
+    pip = [VENV_PYTHON, "-m", "pip", "--disable-pip-version-check", "config", "list"]
+    answer = subprocess.run(pip, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, universal_newlines=True)
+    values = dict(line.split("=", 1) for line in answer.stdout.splitlines() if "=" in line)
+    value = values.get("install.index-url") or values.get("global.index-url")
+    return ast.literal_eval(value) if value else ""
 
 
 def run(what: str, command: "list[str]", environment: "dict[str, str] | None" = None) -> None:
@@ -155,7 +179,7 @@ def run(what: str, command: "list[str]", environment: "dict[str, str] | None" = 
 
 def fingerprint(profile: str) -> str:
     """Changes with everything that an installed environment depends on."""
-    digest = hashlib.sha256(profile.encode())
+    digest = hashlib.sha256((profile + ROOT).encode())
     for name in (LOCKS[profile], "pyproject.toml"):
         with open(name, "rb") as file:
             digest.update(file.read())
@@ -172,6 +196,10 @@ def one_at_a_time() -> "Iterator[None]":
 
 def stamp_path() -> str:
     return os.path.join(VENV, ".stamp")
+
+
+def origin_path() -> str:
+    return os.path.join(VENV, ".origin")
 
 
 def say(sentence: str) -> None:

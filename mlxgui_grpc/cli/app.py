@@ -210,7 +210,8 @@ def serve(
 def bridge(context: typer.Context) -> None:
     """Run only the REST API, in front of a server that runs.
 
-    That is the one of --home unless --target names another; all flags go on to the bridge.
+    That is the one of --home unless --target names another: a server's unix socket, or a plaintext gRPC
+    address without a key. All flags go on to the bridge.
     """
     from mlxgui_grpc.cli import serve as command
 

@@ -20,9 +20,10 @@ from mlxgui_grpc.cli.connection import Connection
 from mlxgui_grpc.cli.failures import explain
 from mlxgui_grpc.cli.output import print_json, size
 from mlxgui_grpc.client import ServerUnreachableError
-from mlxgui_grpc.config import ServerConfig, load_config
+from mlxgui_grpc.config import ServerConfig, hub_cache_directory, load_config
 from mlxgui_grpc.engine.supervisor import find_openblas
 from mlxgui_grpc.errors import InvalidRequestError, ModelServerError
+from mlxgui_grpc.ports import port_holder
 
 LEAST_DISK_BYTES = 1_000_000_000
 GOOD_DISK_BYTES = 10_000_000_000
@@ -81,7 +82,7 @@ def findings(connection: Connection, environ: Mapping[str, str]) -> Iterator[Fin
     yield check_state_directory(config.home)
     if info is None:
         yield from check_ports(config)
-    yield check_disk(config.hub_cache or Path("~/.cache/huggingface/hub").expanduser())
+    yield check_disk(config.hub_cache or hub_cache_directory(environ))
     yield check_token(environ)
 
 
@@ -200,24 +201,6 @@ def is_free(host: str, port: int) -> bool:
         except OSError as error:
             return error.errno != errno.EADDRINUSE
     return True
-
-
-def port_holder(port: int) -> str | None:
-    """`name (process 123)` of the program that listens on a port; None when the system does not say."""
-    import psutil
-
-    try:
-        for connection in psutil.net_connections("tcp"):
-            if (
-                connection.status == psutil.CONN_LISTEN
-                and connection.laddr
-                and connection.laddr.port == port
-                and connection.pid
-            ):
-                return f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
-    except psutil.Error:
-        return None
-    return None
 
 
 def check_disk(cache: Path) -> Finding:

@@ -95,5 +95,8 @@ def bridge(connection: Connection, arguments: Sequence[str]) -> None:
     if not wants_help and not any(argument.split("=")[0] == "--target" for argument in arguments):
         with connection.open() as client:
             arguments += ["--target", client.address.target]
+    if connection.api_key:
+        # Where the bridge looks for it; arguments of a process can be read by others.
+        os.environ["MLX_GUI_API_KEY"] = connection.api_key
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "rest_bridge", *arguments])

@@ -19,7 +19,7 @@ from mlxgui.v1 import (
 from mlxgui_grpc.client import channel, operations
 from mlxgui_grpc.client import messages as conversion
 from mlxgui_grpc.client.address import ServerAddress, discover
-from mlxgui_grpc.client.failures import failure_of_call
+from mlxgui_grpc.client.failures import failure_of_call, failure_of_usage
 from mlxgui_grpc.client.messages import ChatEvent, ChatReply, Completion, GenerateEvent, Message, Sampling
 
 RequestT = TypeVar("RequestT")
@@ -251,7 +251,9 @@ class Client:
 
     def models(self, *, include_available: bool = False) -> list[model_pb2.Model]:
         """The installed models, by name; also those of the Hugging Face cache that could be, if asked for."""
-        request = model_pb2.ListModelsRequest(page_size=1000, include_available=include_available)
+        request = conversion.checked(model_pb2.ListModelsRequest)(
+            page_size=1000, include_available=include_available
+        )
         found: list[model_pb2.Model] = []
         while True:
             page = self._call(self._models.ListModels, request, self._timeout_seconds)
@@ -262,7 +264,7 @@ class Client:
 
     def model(self, name: str) -> model_pb2.Model:
         """One installed model."""
-        request = model_pb2.GetModelRequest(name=name)
+        request = conversion.checked(model_pb2.GetModelRequest)(name=name)
         return self._call(self._models.GetModel, request, self._timeout_seconds).model
 
     def install(
@@ -287,14 +289,16 @@ class Client:
     ) -> Stream[model_pb2.Operation]:
         """Load a model; streams snapshots, the last of which has `success`. A failed operation raises."""
         keep_alive = conversion.duration(keep_alive_seconds)
-        request = model_pb2.LoadModelRequest(name=name, priority=priority, keep_alive=keep_alive)
+        request = conversion.checked(model_pb2.LoadModelRequest)(
+            name=name, priority=priority, keep_alive=keep_alive
+        )
         return self._stream(self._models.LoadModel, request, operations.snapshot, None)
 
     def unload(
         self, name: str, *, force: bool = False, timeout_seconds: float | None = None
     ) -> model_pb2.Model:
         """Remove a model from memory; `force` ends its requests."""
-        request = model_pb2.UnloadModelRequest(name=name, force=force)
+        request = conversion.checked(model_pb2.UnloadModelRequest)(name=name, force=force)
         return self._call(self._models.UnloadModel, request, timeout_seconds).model
 
     def delete(
@@ -306,12 +310,14 @@ class Client:
         timeout_seconds: float | None = None,
     ) -> model_pb2.DeleteModelResponse:
         """Remove a model from the registry, with the files that the server downloaded for it."""
-        request = model_pb2.DeleteModelRequest(name=name, remove_files=remove_files, force=force)
+        request = conversion.checked(model_pb2.DeleteModelRequest)(
+            name=name, remove_files=remove_files, force=force
+        )
         return self._call(self._models.DeleteModel, request, timeout_seconds)
 
     def health(self, name: str) -> model_pb2.CheckModelHealthResponse:
         """Whether a model is ready to serve; does not load it."""
-        request = model_pb2.CheckModelHealthRequest(name=name)
+        request = conversion.checked(model_pb2.CheckModelHealthRequest)(name=name)
         return self._call(self._models.CheckModelHealth, request, self._timeout_seconds)
 
     def manager_status(self) -> model_pb2.ManagerSnapshot:
@@ -323,7 +329,9 @@ class Client:
 
     def operations(self, *, include_done: bool = False) -> list[model_pb2.Operation]:
         """The long actions that run, newest first; finished ones too, if asked for."""
-        request = model_pb2.ListOperationsRequest(page_size=1000, include_done=include_done)
+        request = conversion.checked(model_pb2.ListOperationsRequest)(
+            page_size=1000, include_done=include_done
+        )
         found: list[model_pb2.Operation] = []
         while True:
             page = self._call(self._models.ListOperations, request, self._timeout_seconds)
@@ -334,17 +342,17 @@ class Client:
 
     def operation(self, operation_id: str) -> model_pb2.Operation:
         """One operation as it stands; a failed one is an answer here, not an exception."""
-        request = model_pb2.GetOperationRequest(id=operation_id)
+        request = conversion.checked(model_pb2.GetOperationRequest)(id=operation_id)
         return self._call(self._models.GetOperation, request, self._timeout_seconds).operation
 
     def watch_operation(self, operation_id: str) -> Stream[model_pb2.Operation]:
         """Snapshots of an operation until it is done. A failed operation raises."""
-        request = model_pb2.WatchOperationRequest(id=operation_id)
+        request = conversion.checked(model_pb2.WatchOperationRequest)(id=operation_id)
         return self._stream(self._models.WatchOperation, request, operations.snapshot, None)
 
     def cancel_operation(self, operation_id: str) -> model_pb2.Operation:
         """Cancel an operation for everybody who waits for it; answers it when it has ended."""
-        request = model_pb2.CancelOperationRequest(id=operation_id)
+        request = conversion.checked(model_pb2.CancelOperationRequest)(id=operation_id)
         return self._call(self._models.CancelOperation, request, self._timeout_seconds).operation
 
     def server_info(self) -> system_pb2.GetServerInfoResponse:
@@ -354,7 +362,7 @@ class Client:
 
     def is_serving(self, service: str = "") -> bool:
         """Whether the server, one service or one model (`model/<name>`) serves: the standard health check."""
-        request = health_pb2.HealthCheckRequest(service=service)
+        request = conversion.checked(health_pb2.HealthCheckRequest)(service=service)
         response = self._call(self._check_health, request, self._timeout_seconds)
         return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 
@@ -368,6 +376,8 @@ class Client:
             return method(request, timeout=timeout_seconds, metadata=self._metadata)
         except grpc.RpcError as error:
             raise failure_of_call(error, self.address.place) from error
+        except (TypeError, ValueError) as error:
+            raise failure_of_usage(error) from error
 
     def _stream(
         self,
@@ -376,5 +386,8 @@ class Client:
         convert: Callable[[ResponseT], EventT | None],
         timeout_seconds: float | None,
     ) -> Stream[EventT]:
-        call = method(request, timeout=timeout_seconds, metadata=self._metadata)
+        try:
+            call = method(request, timeout=timeout_seconds, metadata=self._metadata)
+        except (TypeError, ValueError) as error:
+            raise failure_of_usage(error) from error
         return Stream(call, convert, self.address.place)

@@ -10,6 +10,7 @@ from google.protobuf.descriptor_pb2 import MethodOptions
 
 from mlxgui.v1 import audio_pb2, inference_pb2, model_pb2, system_pb2
 from mlxgui_grpc.client.address import ServerAddress
+from mlxgui_grpc.errors import InvalidRequestError
 
 MAX_RECEIVE_BYTES = 64 * 1024 * 1024
 """The server's own limit of one message; gRPC's default of 4 MiB is less than a large batch of vectors."""
@@ -72,5 +73,7 @@ def credentials(root_certificate: Path | str | bytes | None, tls: bool) -> grpc.
 
 
 def call_metadata(token: str | None) -> tuple[tuple[str, str], ...]:
-    """What goes with every call."""
+    """What goes with every call; raises InvalidRequestError for a token that HTTP cannot carry."""
+    if token and not (token.isascii() and token.isprintable()):
+        raise InvalidRequestError("The API key has characters that no header can have", field="token")
     return (("authorization", f"Bearer {token}"),) if token else ()

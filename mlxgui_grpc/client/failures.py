@@ -51,6 +51,8 @@ class ServerUnreachableError(ModelServerError):
         """What the words of gRPC's transport mean to a user."""
         if "Connection refused" in details or "No such file" in details:
             return cls.not_running(place)
+        if "Failed parsing HTTP/2" in details or "http1" in details:
+            return cls(f"The server {place} does not speak gRPC: give its gRPC address, not the one of REST")
         if "handshake failed" in details:
             return cls(f"TLS with the server {place} failed: check the root certificate (--root-certificate)")
         if "failed to connect" in details and "Socket closed" in details:
@@ -86,6 +88,13 @@ def failure_of_call(error: grpc.RpcError, place: str) -> ModelServerError:
     if not info.reason and code is StatusCode.UNAVAILABLE:
         return ServerUnreachableError.of_transport(place, message)
     return _failure(info.reason, code, message, field, retry_after_seconds, dict(info.metadata))
+
+
+def failure_of_usage(error: Exception) -> ModelServerError:
+    """What gRPC means when it refuses to start a call: the channel is closed, or an argument is not one."""
+    if "closed" in str(error):
+        return ServerUnreachableError("The client is closed")
+    return InvalidRequestError(f"The call cannot be made: {error}")
 
 
 def failure_of_operation(error: common_pb2.OperationError) -> ModelServerError:

@@ -1,15 +1,24 @@
 """What callers say and get: plain Python on one side, the messages of the contract on the other."""
 
+import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal, ParamSpec, TypedDict, TypeVar, cast
 
 from google.protobuf.duration_pb2 import Duration
 
 from mlxgui.v1 import common_pb2, inference_pb2, model_pb2
+from mlxgui_grpc.errors import InvalidRequestError
+
+MAX_DURATION_SECONDS = 315_576_000_000
+"""Ten thousand years: the contract's form of a span has no more."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 FinishReason = Literal["stop", "length", "tool_calls", "unspecified"]
 
@@ -89,6 +98,20 @@ class Completion:
     choices: tuple[inference_pb2.Choice, ...]
 
 
+def checked(make: Callable[P, T]) -> Callable[P, T]:
+    """`make`, raising InvalidRequestError when an argument does not fit the field that it is for."""
+
+    @functools.wraps(make)
+    def made(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return make(*args, **kwargs)
+        # RuntimeError: nested too deep, or the home of nobody.
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+            raise InvalidRequestError(f"An argument does not fit: {error}") from error
+
+    return made
+
+
 def finish_reason(value: int) -> FinishReason:
     """The word for a value of the contract's FinishReason; `unspecified` for one that is unknown here."""
     if value not in common_pb2.FinishReason.values():
@@ -97,16 +120,20 @@ def finish_reason(value: int) -> FinishReason:
     return cast(FinishReason, name.removeprefix("FINISH_REASON_").lower())
 
 
+@checked
 def chat_message(role: str, text: str, images: Sequence[bytes] = ()) -> inference_pb2.ChatMessage:
     """One message of `system`, `developer`, `user`, `assistant` or `tool`; images are bytes of files."""
-    name = f"ROLE_{role.upper()}"
+    name = f"ROLE_{role}".upper()
     if name not in inference_pb2.Role.keys() or name == "ROLE_UNSPECIFIED":  # noqa: SIM118 (no mapping)
-        raise ValueError(f"role '{role}' is none of system, developer, user, assistant, tool")
+        raise InvalidRequestError(
+            f"role '{role}' is none of system, developer, user, assistant, tool", field="messages.role"
+        )
     parts = [inference_pb2.ContentPart(image=inference_pb2.Image(data=data)) for data in images]
     parts.append(inference_pb2.ContentPart(text=text))
     return inference_pb2.ChatMessage(role=inference_pb2.Role.Value(name), content=parts)
 
 
+@checked
 def chat_request(
     model: str,
     messages: Message | Sequence[Message],
@@ -133,6 +160,7 @@ def chat_request(
     )
 
 
+@checked
 def generate_request(
     model: str,
     prompts: str | Sequence[str],
@@ -154,6 +182,7 @@ def generate_request(
     )
 
 
+@checked
 def count_request(model: str, prompt: str | Sequence[Message]) -> inference_pb2.CountTokensRequest:
     """A text is counted as a prompt, a sequence of messages as a chat."""
     if isinstance(prompt, str):
@@ -161,6 +190,7 @@ def count_request(model: str, prompt: str | Sequence[Message]) -> inference_pb2.
     return inference_pb2.CountTokensRequest(model=model, chat=chat_request(model, prompt, {}))
 
 
+@checked
 def install_request(
     source: str | Path, name: str, revision: str, *, force: bool, request_id: str
 ) -> model_pb2.InstallModelRequest:
@@ -217,10 +247,16 @@ def generate_event(response: inference_pb2.GenerateStreamResponse) -> GenerateEv
     return getattr(response, kind) if kind else None
 
 
+@checked
 def duration(seconds: float | None) -> Duration | None:
-    """The contract's form of a span."""
+    """The contract's form of how long a model stays; raises InvalidRequestError for what has none."""
     if seconds is None:
         return None
+    if not math.isfinite(seconds) or abs(seconds) > MAX_DURATION_SECONDS:
+        raise InvalidRequestError(
+            f"keep_alive must be a number of seconds up to {MAX_DURATION_SECONDS}, not {seconds}",
+            field="keep_alive",
+        )
     whole = math.trunc(seconds)
     return Duration(seconds=whole, nanos=round((seconds - whole) * 1e9))
 
@@ -229,6 +265,9 @@ def _message(message: Message) -> inference_pb2.ChatMessage:
     if isinstance(message, str):
         return chat_message("user", message)
     if isinstance(message, Mapping):
+        for key in ("role", "content"):
+            if key not in message:
+                raise InvalidRequestError(f"A message has no {key}", field=f"messages.{key}")
         return chat_message(message["role"], message["content"])
     return message
 
@@ -236,7 +275,15 @@ def _message(message: Message) -> inference_pb2.ChatMessage:
 def _sampling_params(sampling: Sampling) -> common_pb2.SamplingParams:
     stop = sampling.get("stop", ())
     fields = {**sampling, "stop": [stop] if isinstance(stop, str) else stop}
-    return common_pb2.SamplingParams(**fields)  # type: ignore[arg-type]  # Sampling has the same types.
+    params = common_pb2.SamplingParams()
+    for name, value in fields.items():
+        try:
+            params.MergeFrom(common_pb2.SamplingParams(**{name: value}))  # type: ignore[arg-type]
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InvalidRequestError(
+                f"{name} cannot be {reprlib.repr(value)}: {error}", field=f"sampling.{name}"
+            ) from error
+    return params
 
 
 def _load_policy(require_loaded: bool) -> common_pb2.LoadPolicy.ValueType:

@@ -29,9 +29,11 @@ class Mailbox:
         self._overrun: asyncio.TimerHandle | None = None
 
     def put(self, event: Event) -> None:
-        """Deliver one event."""
+        """Deliver one event; after the error nothing more is."""
+        if self._error is not None:
+            return
         self._events.append(event)
-        if len(self._events) >= PAUSE_AT_EVENTS and self._overrun is None and self._error is None:
+        if len(self._events) >= PAUSE_AT_EVENTS and self._overrun is None:
             self._pause()
             loop = asyncio.get_running_loop()
             self._overrun = loop.call_later(SLOW_CONSUMER_SECONDS, self._give_up)

@@ -1,12 +1,18 @@
 """Renders chat templates and tokenizes: all that happens to a prompt before it reaches the MLX thread."""
 
 import json
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from mlxgui_grpc.engine.frames import Prompt
-from mlxgui_grpc.errors import InvalidRequestError, ModelTypeMismatchError, ModelUnsafeError
+from mlxgui_grpc.errors import (
+    ContextLengthExceededError,
+    InvalidRequestError,
+    ModelTypeMismatchError,
+    ModelUnsafeError,
+)
 
 RENDER_LIMIT_SECONDS = 2.0
 """A template that takes longer to render than this is a program, not a template (rulings.md)."""
@@ -20,10 +26,15 @@ class PromptTokenizer:
         tokenizer: Any,
         render: Callable[..., str] | None,
         vocabulary_size: int,
+        context_length: int,
         on_runaway: Callable[[], None],
     ) -> None:
         """`tokenizer` is a transformers tokenizer; `on_runaway` is called from another thread when a template
         overruns its time, and is expected not to return: nothing can interrupt the rendering itself."""
+        longest_token_bytes = max((len(token.encode()) for token in tokenizer.get_vocab()), default=1)
+        self._context_length = context_length
+        # No text of more bytes fits the context; what normalizers and templates leave out is allowed for.
+        self._max_prompt_bytes = 2 * context_length * longest_token_bytes + (1 << 20)
         self._tokenizer = tokenizer
         self._template = render
         self._vocabulary_size = vocabulary_size
@@ -31,6 +42,7 @@ class PromptTokenizer:
 
     def tokenize(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt; raises InvalidRequestError when there are none or one is out of range."""
+        self._refuse_huge(len(prompt.messages) + len(prompt.tools) + len(prompt.text or ""))
         if prompt.messages:
             ids = self._encode(self._render(prompt), add_special_tokens=False)
         elif prompt.text is not None:
@@ -47,6 +59,14 @@ class PromptTokenizer:
             raise InvalidRequestError("the prompt has no tokens", field="prompt")
         return ids
 
+    def _refuse_huge(self, size_bytes: int) -> None:
+        """Spare the other requests the seconds that tokenizing a hopeless prompt would take."""
+        if size_bytes > self._max_prompt_bytes:
+            raise ContextLengthExceededError(
+                f"the prompt has {size_bytes} bytes, and {self._context_length} tokens, the model's context, "
+                f"never take more than {self._max_prompt_bytes}; shorten it"
+            )
+
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return ids
@@ -57,15 +77,15 @@ class PromptTokenizer:
                 "this model has no chat template; use a completion (Generate, POST /v1/completions) instead"
             )
         arguments = json.loads(prompt.template_arguments) if prompt.template_arguments else {}
+        messages = json.loads(prompt.messages)
+        tools = json.loads(prompt.tools) if prompt.tools else None
         watchdog = threading.Timer(RENDER_LIMIT_SECONDS, self._on_runaway)
         watchdog.daemon = True
         watchdog.start()
+        # The kernel's own timer, for templates that hold the interpreter so that no other thread runs.
+        signal.setitimer(signal.ITIMER_REAL, 2 * RENDER_LIMIT_SECONDS)
         try:
-            return self._template(
-                json.loads(prompt.messages),
-                tools=json.loads(prompt.tools) if prompt.tools else None,
-                **{"add_generation_prompt": True, **arguments},
-            )
+            return self._template(messages, tools=tools, **{"add_generation_prompt": True, **arguments})
         except Exception as error:  # Templates raise what they like: TemplateError, TypeError, SecurityError.
             if type(error).__name__ == "SecurityError":
                 raise ModelUnsafeError(f"the chat template tried to leave its sandbox: {error}") from error
@@ -73,4 +93,5 @@ class PromptTokenizer:
                 f"the model's chat template refuses these messages: {error}", field="messages"
             ) from error
         finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
             watchdog.cancel()

@@ -75,7 +75,10 @@ class Scheduler:
         self._waiting: deque[EngineRow] = deque()
         self._prefill: Prefill[EngineRow] | None = None
         self._batch: DecodeBatch[EngineRow] = DecodeBatch(model, lambda row: row.sampling)
+        self._joining: list[EngineRow] = []
+        """Rows between two places: a step that raises must not lose them."""
         self._parked: dict[int, _Parked] = {}
+        self._pause_when_decoding: set[int] = set()
         self._resumable: deque[_Parked] = deque()
         self._steps_since_admission = ADMIT_EVERY_STEPS
         self._calls: deque[Callable[[], None]] = deque()
@@ -115,6 +118,7 @@ class Scheduler:
 
     def cancel(self, keys: frozenset[int]) -> None:
         """Forget rows wherever they are; their memory is free after this step or prefill chunk."""
+        self._pause_when_decoding -= keys
         self._waiting = deque(row for row in self._waiting if row.key not in keys)
         if self._prefill and all(row.key in keys for row in self._prefill.rows):
             self._prefill = None
@@ -127,6 +131,10 @@ class Scheduler:
         """Take a decoding row out of the batch until `resume`; a row at another stage goes on until it decodes."""
         index = next((i for i, row in enumerate(self._batch.rows) if row.key == key), None)
         if index is None:
+            if any(
+                row.key == key for row in (*self._waiting, *(self._prefill.rows if self._prefill else ()))
+            ):
+                self._pause_when_decoding.add(key)
             return
         row = self._batch.rows[index]
         token, cache = self._batch.take(index)
@@ -138,20 +146,24 @@ class Scheduler:
 
     def resume(self, key: int) -> None:
         """Let a paused row decode on."""
+        self._pause_when_decoding.discard(key)
         if parked := self._parked.pop(key, None):
             self._resumable.append(parked)
 
     def fail_all(self, reason: str, message: str) -> None:
         """End every row with an error: the batch cannot be trusted after a step that raised."""
         rows = [*self._waiting, *(self._prefill.rows if self._prefill else []), *self._batch.rows]
+        rows += self._joining
         rows += [parked.row for parked in (*self._parked.values(), *self._resumable)]
+        self._joining = []
+        self._pause_when_decoding.clear()
         self._waiting.clear()
         self._parked.clear()
         self._resumable.clear()
         self._prefill = None
         self._batch = DecodeBatch(self._model, lambda row: row.sampling)
         if rows:
-            self._send(frames.Failed(tuple(row.key for row in rows), reason, message))
+            self._send(frames.Failed(tuple({row.key for row in rows}), reason, message))
 
     @property
     def running_count(self) -> int:
@@ -188,7 +200,9 @@ class Scheduler:
     def _rejoin(self) -> None:
         while self._resumable and self._free_rows() > 0:
             parked = self._resumable.popleft()
+            self._joining = [parked.row]
             self._batch.rejoin(parked.row, parked.token, parked.cache)
+            self._joining = []
 
     def _admit(self) -> None:
         """Let waiting rows in, when it is time and there is room."""
@@ -203,7 +217,9 @@ class Scheduler:
             if len(row.prompt) > SHORT_PROMPT_TOKENS:
                 if self._prefill is None:
                     row.prefill_time = now
+                    self._joining = [row, *group, *passed_over]
                     self._prefill = Prefill(self._model, [row], [row.prompt])
+                    self._joining = []
                 else:  # One long prompt at a time; short ones behind it need not wait.
                     passed_over.append(row)
             elif len(group) >= ADMIT_ROW_BUDGET and self._batch.rows:
@@ -214,6 +230,7 @@ class Scheduler:
                 group.append(row)
         self._waiting = passed_over + self._waiting
         if group:
+            self._joining = group
             prefill = Prefill(self._model, group, [row.prompt for row in group])
             if not prefill.is_done:
                 prefill.advance(SHORT_PROMPT_TOKENS)
@@ -229,15 +246,20 @@ class Scheduler:
 
     def _prefill_chunk(self, prefill: Prefill[EngineRow]) -> None:
         prefill.advance(CHUNK_TOKENS_BUSY if self._batch.rows else CHUNK_TOKENS_ALONE)
-        keys = tuple(row.key for row in prefill.rows)
-        total = len(prefill.rows[0].prompt)
-        self._send(frames.Prefilled(keys, total if prefill.is_done else prefill.done_token_count, total))
         if prefill.is_done:
+            self._joining = prefill.rows
             self._prefill = None
             self._join(prefill)
+        else:
+            keys = tuple(row.key for row in prefill.rows)
+            self._send(frames.Prefilled(keys, prefill.done_token_count, len(prefill.rows[0].prompt)))
 
     def _join(self, prefill: Prefill[EngineRow]) -> None:
         self._batch.join(prefill.rows, prefill.last_tokens, prefill.cache)
+        self._joining = []
+        for key in self._pause_when_decoding & {row.key for row in prefill.rows}:
+            self._pause_when_decoding.discard(key)
+            self.pause(key)
 
     def _decode(self) -> None:
         rows = self._batch.rows

@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import sys
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +22,16 @@ from mlxgui_grpc.errors import (
     HardwareIncompatibleError,
     ModelLoadFailedError,
     ModelServerError,
+    ModelUnsafeError,
+    PayloadTooLargeError,
     QueueFullError,
 )
 from mlxgui_grpc.secrets import without_secrets
 
 log = logging.getLogger(__name__)
 
+HEALTHY_SILENCE_SECONDS = 10.0
+"""A worker that says nothing for so long while requests wait is not healthy."""
 EXIT_GRACE_SECONDS = 2.0
 """How long a worker may take to end by itself once its socket is closed."""
 
@@ -65,7 +68,6 @@ class WorkerProcess(asyncio.Protocol):
         self._usage_waiters: list[asyncio.Future[frames.Usage]] = []
         self._watchdog: asyncio.TimerHandle | None = None
         self._last_frame_time = loop.time()
-        self._last_words: deque[str] = deque(maxlen=20)
         self._cause: ModelServerError | None = None
         self._is_stopping = False
         self.label = "standby"
@@ -160,6 +162,12 @@ class WorkerProcess(asyncio.Protocol):
     # Work.
 
     @property
+    def is_delivering(self) -> bool:
+        """Nobody waits, or something came lately."""
+        quiet_seconds = self._loop.time() - self._last_frame_time
+        return self.is_alive and (not self._calls or quiet_seconds < HEALTHY_SILENCE_SECONDS)
+
+    @property
     def open_call_count(self) -> int:
         """Rows and counts that wait for an end."""
         return len(self._calls)
@@ -180,16 +188,21 @@ class WorkerProcess(asyncio.Protocol):
                 model=self.label,
             )
         keys = tuple(next(self._keys) for _ in range(rows * len(prompts)))
+        encoded = [
+            _encoded(frames.Submit(keys[index * rows : (index + 1) * rows], prompt, sampling, priority))
+            for index, prompt in enumerate(prompts)
+        ]
         call = self._open(keys)
-        for index, prompt in enumerate(prompts):
-            self._send(frames.Submit(keys[index * rows : (index + 1) * rows], prompt, sampling, priority))
+        for frame in encoded:
+            self._write(frame)
         return call
 
     def count(self, prompt: frames.Prompt) -> "Call":
         """Ask for the number of tokens of a prompt: one `Counted` event."""
         key = next(self._keys)
+        frame = _encoded(frames.Count(key, prompt))
         call = self._open((key,))
-        self._send(frames.Count(key, prompt))
+        self._write(frame)
         return call
 
     async def usage(self) -> frames.Usage:
@@ -220,15 +233,20 @@ class WorkerProcess(asyncio.Protocol):
         )
         if not self.is_alive:
             raise self._death()
+        if not self._calls:  # The silence before it is none of this call's.
+            self._last_frame_time = self._loop.time()
         for key in keys:
             self._calls[key] = mailbox
         self._arm_watchdog()
         return Call(self, keys, mailbox)
 
     def _send(self, command: frames.Command) -> None:
+        self._write(frames.encode(command))
+
+    def _write(self, frame: bytes) -> None:
         if self._transport is None or self._transport.is_closing():
             raise self._death()
-        self._transport.write(frames.encode(command))
+        self._transport.write(frame)
 
     # Frames.
 
@@ -301,10 +319,9 @@ class WorkerProcess(asyncio.Protocol):
         """Log what the process says until it ends, then note its end."""
         process = self._process
         assert process is not None and process.stdout is not None
-        async for line in process.stdout:
-            text = line.decode("utf-8", "replace").rstrip()
-            self._last_words.append(text)
-            log.info("worker %d (%s): %s", process.pid, self.label, text)
+        # Not line by line: a line over the reader's limit would end this task.
+        while chunk := await process.stdout.read(1 << 16):
+            log.info("worker %d (%s): %s", process.pid, self.label, chunk.decode("utf-8", "replace").rstrip())
         await process.wait()
         self.exited.set()
         if self._watchdog:
@@ -316,6 +333,11 @@ class WorkerProcess(asyncio.Protocol):
     def _death(self) -> ModelServerError:
         if self._cause is not None:
             return self._cause
+        if self._process is not None and self._process.returncode == -signal.SIGALRM:
+            return ModelUnsafeError(
+                f"The chat template of model '{self.label}' runs without end; its worker was stopped",
+                model=self.label,
+            )
         if self._is_stopping:
             return EngineDeadError(
                 f"Model '{self.label}' was unloaded while the request ran", model=self.label
@@ -337,7 +359,6 @@ class WorkerProcess(asyncio.Protocol):
 
     def _arm_watchdog(self) -> None:
         if self._watchdog is None:
-            self._last_frame_time = self._loop.time()
             self._watchdog = self._loop.call_later(self._config.stall_seconds, self._check_stall)
 
     def _check_stall(self) -> None:
@@ -408,16 +429,24 @@ def find_openblas() -> str | None:
     return None
 
 
+def _encoded(command: frames.Submit | frames.Count) -> bytes:
+    frame = frames.encode(command)
+    if len(frame) > frames.MAX_FRAME_BYTES:
+        raise PayloadTooLargeError(
+            f"the prompt is larger than {frames.MAX_FRAME_BYTES >> 20} MiB once encoded; shorten it"
+        )
+    return frame
+
+
 def _set_idle_class(pid: int, *, idle: bool) -> None:
     """Move all threads of a process to the idle scheduling class or back; Linux only, elsewhere without effect."""
     if sys.platform != "linux":
         return
     policy = os.SCHED_IDLE if idle else os.SCHED_OTHER
-    try:
+    with contextlib.suppress(OSError):  # The process may have ended.
         for task in os.listdir(f"/proc/{pid}/task"):
-            os.sched_setscheduler(int(task), policy, os.sched_param(0))
-    except OSError as error:
-        log.debug("scheduling class of %d unchanged: %s", pid, error)
+            with contextlib.suppress(OSError):  # So may one of its threads.
+                os.sched_setscheduler(int(task), policy, os.sched_param(0))
 
 
 def _consume(future: "asyncio.Future[frames.Ready] | asyncio.Future[frames.Loaded]") -> None:

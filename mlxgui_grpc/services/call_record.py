@@ -30,18 +30,19 @@ class CallBook:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._is_draining = False
+        self.draining = asyncio.Event()
+        """Set when no new work is taken any more."""
         self._idle = asyncio.Event()
         self._idle.set()
         self.running_count = 0
 
     def drain(self) -> None:
         """Refuse new work from now on."""
-        self._is_draining = True
+        self.draining.set()
 
     def admit(self) -> None:
         """Raise ServerDrainingError when no new work is taken."""
-        if self._is_draining:
+        if self.draining.is_set():
             raise ServerDrainingError(
                 "The server is stopping and takes no new work",
                 retry_after_seconds=RETRY_WHILE_DRAINING_SECONDS,

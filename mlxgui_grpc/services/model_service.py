@@ -1,8 +1,9 @@
 """ModelService: the registry, what is in memory, and long actions on models."""
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, TypeVar
 
 import grpc
 
@@ -16,6 +17,7 @@ from mlxgui_grpc.operations import InstallProgress, LoadProgress, Operation, Ope
 from mlxgui_grpc.residency import Residency
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Result = TypeVar("Result")
 
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 1_000
@@ -50,11 +52,15 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         self._residency = residency
         self._installer = installer
         self._operations = operations
+        self._unstoppable: set[asyncio.Task[Any]] = set()
 
     # The registry.
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
-        models = [self._to_proto(model) for model in self._catalog.models()]
+        found = self._catalog.models()
+        if request.include_available:
+            found += await self._installer.available()
+        models = [self._to_proto(model) for model in found]
         models.sort(key=lambda model: model.name.casefold())
         if request.types:
             models = [model for model in models if model.type in request.types]
@@ -74,20 +80,27 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         self, request: pb.CheckModelHealthRequest, context: Context
     ) -> pb.CheckModelHealthResponse:
         model = self._to_proto(self._find(request.name))
-        healthy = model.state == pb.MODEL_STATE_LOADED
+        reason = model.error_message or "the model is not loaded"
+        healthy = False
+        if model.state == pb.MODEL_STATE_LOADED:
+            resident = self._residency.find(model.name)
+            healthy = resident is not None and resident.worker is not None and resident.worker.is_delivering
+            reason = "" if healthy else "the model is loaded, and its worker delivers nothing"
         return pb.CheckModelHealthResponse(
             name=model.name,
             state=model.state,
             healthy=healthy,
             last_use_time=model.last_use_time if model.HasField("last_use_time") else None,
-            reason="" if healthy else model.error_message or "the model is not loaded",
+            reason=reason,
         )
 
     async def DeleteModel(self, request: pb.DeleteModelRequest, context: Context) -> pb.DeleteModelResponse:
-        removal = await self._installer.remove(
-            self._find(request.name).name,
-            remove_files=request.remove_files if request.HasField("remove_files") else True,
-            force=request.force,
+        removal = await self._finish(
+            self._installer.remove(
+                self._find(request.name).name,
+                remove_files=request.remove_files if request.HasField("remove_files") else True,
+                force=request.force,
+            )
         )
         return pb.DeleteModelResponse(
             name=removal.name,
@@ -143,13 +156,17 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         operation = self._operations.running("load", model.name) or await self._operations.start(
             "load", model.name, LoadProgress(), action
         )
+        for name, is_set in (("priority", request.priority), ("keep_alive", request.HasField("keep_alive"))):
+            warning = f"{name} has no effect in this version"
+            if is_set and warning not in operation.warnings:
+                operation.warnings.append(warning)
         async for snapshot in self._watch(operation):
             yield pb.LoadModelResponse(operation=snapshot)
         await self._operations.wait(operation)
 
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:
         model = self._find(request.name)
-        await self._residency.unload(model.name, force=request.force)
+        await self._finish(self._residency.unload(model.name, force=request.force))
         return pb.UnloadModelResponse(model=self._to_proto(model))
 
     async def GetOperation(
@@ -178,10 +195,18 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         self, request: pb.CancelOperationRequest, context: Context
     ) -> pb.CancelOperationResponse:
         operation = self._operations.get(request.id)
+        was_done = operation.is_done
         await self._operations.cancel(operation)
-        if operation.kind == "load" and not self._residency.is_loaded(operation.model):
+        if operation.kind == "load" and not was_done and not self._residency.is_loaded(operation.model):
             await self._residency.unload(operation.model, force=True)
         return pb.CancelOperationResponse(operation=self._operation_to_proto(operation))
+
+    async def _finish(self, action: Coroutine[Any, Any, Result]) -> Result:
+        """Run what must not stop halfway: it goes on when the caller leaves."""
+        task = asyncio.get_running_loop().create_task(action)
+        self._unstoppable.add(task)
+        task.add_done_callback(self._unstoppable.discard)
+        return await asyncio.shield(task)
 
     # Conversions that need to know what is in memory.
 
@@ -195,7 +220,9 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
     def _to_proto(self, model: InstalledModel) -> pb.Model:
         metadata = json.loads(model.metadata)
         resident = self._residency.find(model.name)
-        if resident is not None:
+        if not model.id:
+            state = pb.MODEL_STATE_AVAILABLE
+        elif resident is not None:
             state = _STATES[resident.state]
         elif self._operations.running("install", model.name):
             state = pb.MODEL_STATE_INSTALLING
@@ -210,8 +237,8 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
             state=state,
             memory_required_bytes=model.memory_bytes,
             use_count=model.use_count,
-            create_time=convert.timestamp(model.create_time),
-            update_time=convert.timestamp(model.update_time),
+            create_time=convert.timestamp(model.create_time) if model.id else None,
+            update_time=convert.timestamp(model.update_time) if model.id else None,
             error_message=model.error_message,
             metadata_json=model.metadata,
             huggingface_id=model.huggingface_id,
@@ -242,6 +269,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
             kind=_KINDS[operation.kind],
             model=operation.model,
             done=operation.is_done,
+            warnings=operation.warnings,
             create_time=convert.timestamp(operation.create_time),
             update_time=convert.timestamp(operation.update_time),
         )

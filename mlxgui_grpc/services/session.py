@@ -31,10 +31,13 @@ class Session:
     async def run(self, requests: AsyncIterator[pb.SessionRequest]) -> AsyncIterator[pb.SessionResponse]:
         """Yield what is ready, one message per wake-up, until the client has half-closed and all is answered.
 
-        Closing the iterator cancels every request. Raises InvalidRequestError for what breaks the session itself.
+        Closing the iterator cancels every request. Raises InvalidRequestError for what breaks the session itself,
+        and ServerDrainingError when the server takes no new work and the last request has ended.
         """
         reader = asyncio.get_running_loop().create_task(self._read(requests))
         reader.add_done_callback(lambda _: self._has_news.set())
+        drain = asyncio.get_running_loop().create_task(self._book.draining.wait())
+        drain.add_done_callback(lambda _: self._has_news.set())
         try:
             while True:
                 await self._has_news.wait()
@@ -43,17 +46,18 @@ class Session:
                     items, self._unsent = self._unsent, []
                     self._has_room.set()
                     yield pb.SessionResponse(items=items)
-                if reader.done() and not self._tasks and not self._unsent:
-                    reader.result()
-                    return
+                if not self._tasks and not self._unsent:
+                    if reader.done():
+                        reader.result()
+                        return
+                    self._book.admit()
                 if reader.done() and reader.exception() is not None:
                     reader.result()
         finally:
-            reader.cancel()
-            tasks = list(self._tasks.values())
+            tasks: list[asyncio.Task[Any]] = [reader, drain, *self._tasks.values()]
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(reader, *tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _read(self, requests: AsyncIterator[Any]) -> None:
         async for request in requests:
@@ -103,7 +107,8 @@ class Session:
     async def _items(self, request: pb.SessionRequest, kind: str) -> AsyncIterator[list[pb.SessionItem]]:
         """The events of one request, each with its id."""
         number = request.id
-        seconds = request.timeout.ToTimedelta().total_seconds() if request.HasField("timeout") else None
+        given = request.timeout
+        seconds = given.seconds + given.nanos / 1e9 if request.HasField("timeout") else None
         if kind == "chat":
             chat = convert.chat_from_proto(request.chat.request)
             join_tokens = convert.join_tokens_from_proto(request.chat.options)

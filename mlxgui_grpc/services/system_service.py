@@ -42,12 +42,14 @@ class SystemService(system_pb2_grpc.SystemServiceServicer):
         metrics: Metrics,
         facts: Callable[[], ServerFacts],
         bridge_pid: Callable[[], int | None],
+        is_draining: Callable[[], bool] = lambda: False,
     ) -> None:
         self._config = config
         self._residency = residency
         self._metrics = metrics
         self._facts = facts
         self._bridge_pid = bridge_pid
+        self._is_draining = is_draining
 
     async def GetServerInfo(
         self, request: pb.GetServerInfoRequest, context: Context
@@ -65,7 +67,7 @@ class SystemService(system_pb2_grpc.SystemServiceServicer):
             start_time=convert.timestamp(facts.start_time),
             process_id=os.getpid(),
             state_directory=str(self._config.home),
-            state=pb.SERVER_STATE_RUNNING,
+            state=pb.SERVER_STATE_DRAINING if self._is_draining() else pb.SERVER_STATE_RUNNING,
         )
 
     async def GetMetrics(self, request: pb.GetMetricsRequest, context: Context) -> pb.GetMetricsResponse:

@@ -58,7 +58,9 @@ def categories() -> Response:
 def show(model_id: str) -> Response:
     bridge = web.bridge()
     message = model_pb2.GetCatalogModelRequest(id=model_id)
-    answer = web.ask(bridge.backend.models.GetCatalogModel, message, bridge.config.catalog_timeout_seconds)
+    answer = web.ask_watched(
+        bridge.backend.models.GetCatalogModel, message, bridge.config.catalog_timeout_seconds
+    )
     return web.json_response(native.message_json(answer.model))
 
 
@@ -67,5 +69,7 @@ def _search(message: model_pb2.SearchCatalogRequest, *, with_query: bool = True)
         message.query = request.args.get("query", "")
     message.page_size = web.query_integer("limit", 20, 1, 100)
     bridge = web.bridge()
-    answer = web.ask(bridge.backend.models.SearchCatalog, message, bridge.config.catalog_timeout_seconds)
+    answer = web.ask_watched(
+        bridge.backend.models.SearchCatalog, message, bridge.config.catalog_timeout_seconds
+    )
     return web.json_response(native.catalog_page(answer))

@@ -39,7 +39,7 @@ def delete_model(name: str) -> Response:
         remove_files=web.query_boolean("remove_files", True),
         force=web.query_boolean("force", False),
     )
-    answer = _removed(web.bridge().backend.models.DeleteModel, message)
+    answer = web.ask_to_change(web.bridge().backend.models.DeleteModel, message)
     return web.json_response(native.deleted(answer))
 
 
@@ -56,7 +56,7 @@ def load_model(name: str) -> Response:
 @blueprint.post("/v1/models/<path:name>/unload")
 def unload_model(name: str) -> Response:
     message = model_pb2.UnloadModelRequest(name=name, force=web.query_boolean("force", False))
-    answer = _removed(web.bridge().backend.models.UnloadModel, message)
+    answer = web.ask_to_change(web.bridge().backend.models.UnloadModel, message)
     return web.json_response(native.unloaded(answer.model))
 
 
@@ -70,22 +70,17 @@ def model_health(name: str) -> Response:
 
 @blueprint.post("/v1/models/<path:name>/generate")
 def generate(name: str) -> Response:
-    message = native.generate_request(name, web.json_object(refuse_duplicates=True))
+    message = native.generate_request(name, web.json_object())
     bridge = web.bridge()
-    with web.open_call() as live:
-        answer = calls.watched(
-            bridge.backend.inference.Generate,
-            message,
-            live,
-            bridge.config.inference_timeout_seconds,
-            web.metadata(),
-        )
+    answer = web.ask_watched(
+        bridge.backend.inference.Generate, message, bridge.config.inference_timeout_seconds
+    )
     return web.json_response(native.generated(answer, message), warnings=answer.warnings)
 
 
 @blueprint.post("/v1/models/install")
 def install_model() -> Response:
-    message = native.install_request(web.json_object(refuse_duplicates=True))
+    message = native.install_request(web.json_object())
     stub = web.bridge().backend.models
     if web.query_boolean("wait", "respond-async" not in request.headers.get("Prefer", "").lower()):
         operation = _finished(stub.InstallModel, message)
@@ -112,7 +107,7 @@ def model_status(name: str) -> Response:
 
 @blueprint.post("/v1/manager/models/<path:name>/priority")
 def set_priority(name: str) -> Response:
-    fields = Fields(web.json_object(refuse_duplicates=True))
+    fields = Fields(web.json_object())
     priority = fields.integer("priority")
     fields.refuse_unread()
     if priority is None:
@@ -147,7 +142,3 @@ def _finished(method: Any, message: Any) -> model_pb2.Operation:
     if not operation.done:
         raise ApiError("INTERNAL", "The model server ended the operation's stream before its end.")
     return operation
-
-
-def _removed(method: Any, message: Any) -> Any:
-    return web.ask(method, message, web.bridge().config.removal_timeout_seconds)

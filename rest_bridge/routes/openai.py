@@ -78,10 +78,7 @@ def voices() -> NoReturn:
 
 
 def _watched(method: Any, message: Any) -> Any:
-    with web.open_call() as live:
-        return calls.watched(
-            method, message, live, web.bridge().config.inference_timeout_seconds, web.metadata()
-        )
+    return web.ask_watched(method, message, web.bridge().config.inference_timeout_seconds)
 
 
 def _event_stream(method: Any, message: StreamRequest, events: Any, options: openai.Options) -> Response:

@@ -33,6 +33,5 @@ def show_operation(operation_id: str) -> Response:
 @blueprint.delete("/v1/operations/<operation_id>")
 def cancel_operation(operation_id: str) -> Response:
     message = model_pb2.CancelOperationRequest(id=operation_id)
-    bridge = web.bridge()
-    answer = web.ask(bridge.backend.models.CancelOperation, message, bridge.config.removal_timeout_seconds)
+    answer = web.ask_to_change(web.bridge().backend.models.CancelOperation, message)
     return web.json_response(native.operation_json(answer.operation))

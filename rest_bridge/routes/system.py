@@ -74,6 +74,6 @@ def settings() -> Response:
 
 @blueprint.put("/v1/settings/<key>")
 def set_setting(key: str) -> Response:
-    message = native.setting_request(key, web.json_object(refuse_duplicates=True))
+    message = native.setting_request(key, web.json_object())
     answer = web.ask(web.bridge().backend.system.UpdateSettings, message)
     return web.json_response(native.setting_updated(key, answer))

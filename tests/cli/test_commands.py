@@ -361,19 +361,28 @@ def test_over_tcp_the_key_is_asked_for_and_the_socket_needs_none(
 
 
 def test_the_bridge_alone_serves_a_server_elsewhere(guarded: RunningServer, tmp_path: Path) -> None:
-    """On a port of its own, until it is told to stop."""
+    """On a port of its own, with a key of its own, until it is told to stop."""
+    key = "sk-bridge"
+    where = ("--target", guarded.unix_address, "--port", "0")
     bridge = subprocess.Popen(
-        [sys.executable, "-m", "mlxgui_grpc", "bridge", "--target", guarded.unix_address, "--port", "0"],
+        [sys.executable, "-m", "mlxgui_grpc", "--api-key", key, "bridge", *where],
         env=environment_of(tmp_path),
         stdout=subprocess.PIPE,
         text=True,
     )
     assert bridge.stdout is not None
     try:
-        ready = json.loads(bridge.stdout.readline())
-        url = f"http://127.0.0.1:{ready['port']}"
+        name, url = bridge.stdout.readline().split()
+        assert name == "REST" and url.startswith("http://127.0.0.1:")
         assert requests.get(url + "/health", timeout=60).json() == {"status": "healthy"}
-        answer = requests.post(url + "/v1/chat/completions", json=chat_body(), timeout=COMMAND_SECONDS).json()
+        completions = url + "/v1/chat/completions"
+        assert requests.post(completions, json=chat_body(), timeout=60).status_code == 401
+        answer = requests.post(
+            completions,
+            json=chat_body(),
+            headers={"authorization": f"Bearer {key}"},
+            timeout=COMMAND_SECONDS,
+        ).json()
         assert answer["choices"][0]["message"]["content"] == PARIS
         bridge.terminate()
         assert bridge.wait(COMMAND_SECONDS) == 0

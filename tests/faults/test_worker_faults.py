@@ -128,14 +128,17 @@ def test_a_request_at_the_moment_of_death_is_answered_or_told(own: Own) -> None:
 
 
 def test_killing_a_worker_while_it_loads_is_an_error_of_the_load(own: Own) -> None:
-    """The worker's first life is its imports: killed in them, all who wait for the load are told, and it can be
-    repeated."""
+    """A worker that dies in its imports is replaced once, unseen; when that one dies too, all who wait for the load
+    are told, and it can be repeated."""
     own.models.UnloadModel(model_pb2.UnloadModelRequest(name="demo", force=True))
     wait_until(lambda: not own.server.workers(), "no worker is left")
     loading = own.models.LoadModel(model_pb2.LoadModelRequest(name="demo"), timeout=CALL_SECONDS)
     waiting = own.inference.Chat.future(chat(FRANCE[0]), timeout=CALL_SECONDS)
     wait_until(lambda: bool(own.server.workers()), "its process is there")
-    own.server.worker().send_signal(signal.SIGKILL)
+    first = own.server.worker()
+    first.send_signal(signal.SIGKILL)
+    wait_until(lambda: any(worker.pid != first.pid for worker in own.server.workers()), "it is replaced")
+    next(worker for worker in own.server.workers() if worker.pid != first.pid).send_signal(signal.SIGKILL)
     assert reason_of(last_operation(loading)) == "MODEL_LOAD_FAILED"
     failure = failure_of(waiting.exception(CALL_SECONDS))
     assert (failure.code, failure.reason) == (grpc.StatusCode.INTERNAL, "MODEL_LOAD_FAILED")

@@ -15,6 +15,7 @@ def deep(depth: int) -> str:
     return '{"a":' * depth + "1" + "}" * depth
 
 
+HALF = r'{"a": "\ud800"}'
 CHAT = inference_pb2.ChatRequest
 USER = inference_pb2.ROLE_USER
 BAD_CHATS: list[tuple[str, inference_pb2.ChatRequest]] = [
@@ -62,6 +63,44 @@ BAD_CHATS: list[tuple[str, inference_pb2.ChatRequest]] = [
     (
         "template_arguments",
         CHAT(model="demo", messages=[message("hi")], template_arguments='{"messages": []}'),
+    ),
+    ("template_arguments", CHAT(model="demo", messages=[message("hi")], template_arguments=HALF)),
+    (
+        "tools[0].parameters_schema",
+        CHAT(
+            model="demo",
+            messages=[message("hi")],
+            tools=[inference_pb2.Tool(name="t", parameters_schema=HALF)],
+        ),
+    ),
+    (
+        "messages[0].tool_calls[0].arguments",
+        CHAT(
+            model="demo",
+            messages=[
+                inference_pb2.ChatMessage(
+                    role=inference_pb2.ROLE_ASSISTANT,
+                    tool_calls=[inference_pb2.ToolCall(name="t", arguments=HALF)],
+                )
+            ],
+        ),
+    ),
+    ("tools[0].name", CHAT(model="demo", messages=[message("hi")], tools=[inference_pb2.Tool(name="a b")])),
+    ("tools[1].name", CHAT(model="demo", messages=[message("hi")], tools=[inference_pb2.Tool(name="a")] * 2)),
+    (
+        "messages[0].tool_call_id",
+        CHAT(model="demo", messages=[inference_pb2.ChatMessage(role=USER, tool_call_id="c")]),
+    ),
+    (
+        "messages[0].content[0]",
+        CHAT(
+            model="demo",
+            messages=[
+                inference_pb2.ChatMessage(
+                    role=inference_pb2.ROLE_SYSTEM, content=[PART(image=inference_pb2.Image(data=b"x"))]
+                )
+            ],
+        ),
     ),
     ("priority", CHAT(model="demo", messages=[message("hi")], priority=101)),
     ("priority", CHAT(model="demo", messages=[message("hi")], priority=-101)),
@@ -147,9 +186,15 @@ def test_count_tokens_wants_an_input(inference: Stub) -> None:
     assert (failure.code, failure.fields) == (INVALID, ["input"])
 
 
-def test_negative_join_is_refused(inference: Stub) -> None:
+def test_the_model_to_count_for_may_be_the_chat_s(inference: Stub) -> None:
+    counted = inference.CountTokens(inference_pb2.CountTokensRequest(chat=chat("hi")))
+    assert (counted.model, counted.token_count > 0) == ("demo", True)
+
+
+@pytest.mark.parametrize("count", [-1, 257])
+def test_a_join_out_of_range_is_refused(inference: Stub, count: int) -> None:
     request = inference_pb2.ChatStreamRequest(
-        request=chat("hi"), options=inference_pb2.StreamOptions(max_join_tokens=-1)
+        request=chat("hi"), options=inference_pb2.StreamOptions(max_join_tokens=count)
     )
     assert fails(lambda: inference.ChatStream(request)).fields == ["options.max_join_tokens"]
 

@@ -114,7 +114,7 @@ def test_what_is_there_needs_no_second_download(models: Models, hub: LoopbackHub
 def test_deleting_without_files_keeps_them(models: Models, published: str) -> None:
     model = install(models, model_id=published).success
     kept = delete(models, model.name, remove_files=False)
-    assert not kept.removed_files and Path(model.path, "config.json").exists()
+    assert not kept.removed_files and not kept.kept_reason and Path(model.path, "config.json").exists()
     assert not exists(models, model.name)
     again = install(models, model_id=published).success
     assert again.id != model.id, "numbers of entries are never used again"
@@ -155,8 +155,40 @@ def test_the_same_request_id_is_the_same_operation(models: Models, published: st
     first = install(models, model_id=published, request_id="repeat-me")
     assert install(models, model_id=published, request_id="repeat-me").id == first.id
     assert install(models, model_id=published, request_id="another").id != first.id
-    failure = fails(lambda: models.InstallModel(Install(model_id=published, request_id="x" * 37)))
-    assert failure.fields == ["request_id"]
+    for fields in (
+        {"model_id": published, "request_id": "x" * 37},
+        {"model_id": published, "request_id": "repeat-me", "name": "another"},
+        {"model_id": "acme/other", "request_id": "repeat-me"},
+    ):
+        failure = fails(lambda fields=fields: models.InstallModel(Install(**fields)))  # type: ignore[misc]
+        assert (failure.code, failure.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["request_id"])
+
+
+def test_a_repeat_of_what_failed_begins_anew(models: Models) -> None:
+    first = install(models, model_id="nobody/nothing", request_id="fails")
+    again = install(models, model_id="nobody/nothing", request_id="fails")
+    assert reason_of(first) == reason_of(again) == "HUB_REPO_NOT_FOUND" and first.id != again.id
+
+
+def test_what_is_in_the_cache_is_listed_as_available(
+    models: Models, hub: LoopbackHub, published: str, tiny_models: TinyModels
+) -> None:
+    """Until it is installed; an installed model of the same name goes before it."""
+
+    def available() -> dict[str, model_pb2.Model]:
+        request = model_pb2.ListModelsRequest(
+            include_available=True, states=[model_pb2.MODEL_STATE_AVAILABLE], page_size=1000
+        )
+        return {model.huggingface_id: model for model in models.ListModels(request).models}
+
+    model = install(models, model_id=published).success
+    assert published not in available()
+    delete(models, model.name, remove_files=False)
+    found = available()[published]
+    assert (found.id, found.name, found.path, found.architecture) == (0, model.name, model.path, "llama")
+    assert not found.HasField("create_time")
+    assert not exists(models, published)
+    install(models, model_id=published)
 
 
 def test_a_cancelled_install_registers_nothing_and_resumes(
@@ -239,6 +271,8 @@ def test_missing_and_gated_repositories_are_told_apart(
         ("revision", {"model_id": "a/b", "revision": "../x"}),
         ("local_directory", {"local_directory": "relative/path"}),
         ("local_directory", {"local_directory": "/nonexistent/folder"}),
+        ("local_directory", {"local_directory": "/a\0b"}),
+        ("local_directory", {"local_directory": "/" + "a" * 5_000}),
         ("revision", {"local_directory": "/", "revision": "main"}),
     ],
 )

@@ -206,6 +206,34 @@ def test_a_cancelled_load_ends_for_all_who_wait_and_can_be_repeated(
     assert reason_of(again) == reason_of(cancelled)
 
 
+def test_cancelling_a_load_that_is_over_leaves_the_next_one_alone(models: Models, tiny: str) -> None:
+    first = load(models, tiny)
+    unload(models, tiny)
+    second = models.LoadModel(model_pb2.LoadModelRequest(name=tiny), timeout=CALL_SECONDS)
+    assert next(second).operation.id != first.id
+    cancelled = models.CancelOperation(model_pb2.CancelOperationRequest(id=first.id)).operation
+    assert cancelled.done and not reason_of(cancelled)
+    assert last_operation(second).HasField("success")
+    assert get(models, tiny).state == model_pb2.MODEL_STATE_LOADED
+
+
+def test_what_a_load_passes_over_it_says_in_its_warnings(models: Models, tiny: str) -> None:
+    request = model_pb2.LoadModelRequest(name=tiny, priority=5)
+    request.keep_alive.FromSeconds(60)
+    operation = last_operation(models.LoadModel(request, timeout=CALL_SECONDS))
+    assert [warning.split()[0] for warning in operation.warnings] == ["priority", "keep_alive"]
+    assert not load(models, tiny).warnings
+
+
+def test_an_unload_goes_on_when_its_caller_leaves(models: Models, tiny: str) -> None:
+    load(models, tiny)
+    leaving = models.UnloadModel.future(model_pb2.UnloadModelRequest(name=tiny), timeout=CALL_SECONDS)
+    wait_until(lambda: get(models, tiny).state != model_pb2.MODEL_STATE_LOADED, "it has begun")
+    leaving.cancel()
+    wait_until(lambda: get(models, tiny).state == model_pb2.MODEL_STATE_UNLOADED, "it is unloaded")
+    assert load(models, tiny).HasField("success")
+
+
 def test_lists_come_by_name_in_pages_that_join_to_the_whole(
     models: Models, local_models: Models, tiny: str, tiny_models: TinyModels
 ) -> None:

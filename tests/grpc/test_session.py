@@ -1,8 +1,9 @@
 """InferenceService.Session: many requests over one stream, each with its own events and its own end."""
 
 import queue
+import signal
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -11,6 +12,7 @@ import pytest
 from mlxgui.v1 import common_pb2, inference_pb2, inference_pb2_grpc, system_pb2_grpc
 from tests.support_calls import CALL_SECONDS, chat, completion, endless, failure_of
 from tests.support_metrics import Gauges, wait_until
+from tests.support_server import RunningServer
 
 Stub = inference_pb2_grpc.InferenceServiceStub
 Request = inference_pb2.SessionRequest
@@ -152,6 +154,41 @@ def test_a_request_s_own_timeout_ends_it_alone(session: Client) -> None:
     session.send(id=2, chat=inference_pb2.ChatStreamRequest(request=chat("What is the capital of Italy?")))
     session.read_until_ended(1, 2)
     assert session.reason(1) == "DEADLINE" and session.text(2) == "The capital of Italy is Rome."
+
+
+def test_a_timeout_longer_than_any_calendar_is_the_server_s_own_limit(session: Client) -> None:
+    request = Request(
+        id=1, chat=inference_pb2.ChatStreamRequest(request=chat("What is the capital of Italy?"))
+    )
+    request.timeout.seconds = 10**17
+    session._outgoing.put(request)
+    session.read_until_ended(1)
+    assert session.text(1) == "The capital of Italy is Rome."
+
+
+def test_a_session_ends_with_the_drain_when_its_last_request_has_ended(
+    start_server: Callable[..., RunningServer],
+) -> None:
+    """An idle one at once; the status says why, and the request that ran is answered whole."""
+    server = start_server()
+    channel = server.channel()
+    stub = inference_pb2_grpc.InferenceServiceStub(channel)
+    busy, idle = Client(stub), Client(stub)
+    for client in (busy, idle):
+        client.send(id=1, chat=inference_pb2.ChatStreamRequest(request=chat("hi", max_tokens=1)))
+        client.read_until_ended(1)
+    busy.send(id=2, chat=endless(max_tokens=700))
+    while not busy.text(2):
+        busy.read()
+    server.process.send_signal(signal.SIGTERM)
+    for client in (idle, busy):
+        with pytest.raises(grpc.RpcError) as raised:
+            while True:
+                client.read()
+        failure = failure_of(raised.value)
+        assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "SERVER_DRAINING")
+    assert busy.items[2][-1].chat.end.usage.completion_token_count == 700
+    assert server.process.wait(CALL_SECONDS) == 0
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,39 @@ def test_fields_without_effect_are_reported() -> None:
     ]
 
 
+def test_unknown_fields_are_reported_at_any_depth() -> None:
+    """By their path; schemas and arguments are the caller's own, whatever they hold."""
+    function = {"name": "f", "parameters": {"type": "object", "x": 1}, "surprise": 1}
+    image = {"url": "https://pictures.test/a.png", "surprise": 1}
+    parts = [{"type": "text", "text": "hi", "surprise": 1}, {"type": "image_url", "image_url": image}]
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}", "surprise": 1}}
+    _, options = _chat(
+        messages=[
+            {"role": "user", "content": parts, "surprise": 1},
+            {"role": "assistant", "tool_calls": [call]},
+        ],
+        tools=[{"type": "function", "function": function}],
+        tool_choice={"type": "function", "function": {"name": "f", "surprise": 1}},
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "n", "strict": True, "schema": {"type": "object"}, "surprise": 1},
+        },
+        chat_template_kwargs={"anything": {"goes": 1}},
+        stream=True,
+        stream_options={"surprise": 1},
+    )
+    assert {warning.split("`")[1] for warning in options.warnings} == {
+        "messages[0].surprise",
+        "messages[0].content[0].surprise",
+        "messages[0].content[1].image_url.surprise",
+        "messages[1].tool_calls[0].function.surprise",
+        "tools[0].function.surprise",
+        "tool_choice.function.surprise",
+        "response_format.json_schema.surprise",
+        "stream_options.surprise",
+    }
+
+
 @pytest.mark.parametrize(
     ("message", "param"),
     [
@@ -484,6 +517,23 @@ def test_a_streamed_continuation() -> None:
     assert [chunk["choices"][0]["text"] for chunk in chunks] == ["on", ""]
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None, "length"]
     assert {chunk["object"] for chunk in chunks} == {"text_completion"}
+
+
+@pytest.mark.parametrize("include_usage", [False, True])
+def test_warnings_of_a_continuation_come_with_its_finish(include_usage: bool) -> None:
+    """Also those of the stream's end, whether or not usage was asked for."""
+    replies = [
+        inference_pb2.GenerateStreamResponse(start=_start()),
+        inference_pb2.GenerateStreamResponse(
+            finish=inference_pb2.StreamFinish(finish_reason=common_pb2.FINISH_REASON_LENGTH)
+        ),
+        inference_pb2.GenerateStreamResponse(end=inference_pb2.StreamEnd(usage=USAGE, warnings=["Late."])),
+    ]
+    options = openai.Options("demo", include_usage=include_usage, warnings=["Early."])
+    raw = b"".join(openai.completion_events(replies, options, "fp")).decode()
+    finish, *rest = [json.loads(data) for data in re.findall(r"data: (.*)\n\n", raw)]
+    assert (finish["choices"][0]["finish_reason"], finish["warnings"]) == ("length", ["Early.", "Late."])
+    assert [bool(chunk["usage"]) for chunk in rest] == [True] * include_usage
 
 
 def test_embeddings_as_numbers_or_base64() -> None:

@@ -21,6 +21,7 @@ ANY_PAGE = BridgeConfig("unix:/s", cors_origins=frozenset({"*"}))
         ("127.0.0.1:1", LOOPBACK),
         ("[::1]:8000", LOOPBACK),
         ("localhost.:80", LOOPBACK),
+        ("[0:0:0:0:0:0:0:1]:8000", LOOPBACK),
         ("Box.Local:8000", NAMED),
         ("192.168.1.5:8000", EVERYWHERE),
         ("[fe80::1]", EVERYWHERE),
@@ -58,7 +59,14 @@ def test_another_name_is_refused(header: str | None, config: BridgeConfig) -> No
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
 @pytest.mark.parametrize(
     "origin",
-    ["http://evil.test", "null", "http://localhost:3000", "http://localhost:8000.evil.test", "file://"],
+    [
+        "http://evil.test",
+        "null",
+        "http://localhost:3000",
+        "http://localhost:8000.evil.test",
+        "file://",
+        "http://[",
+    ],
 )
 def test_a_page_of_another_origin_changes_nothing(method: str, origin: str) -> None:
     """Another port is another origin."""
@@ -116,6 +124,31 @@ def test_a_required_key_must_be_the_key(authorization: str | None, x_api_key: st
         wall.check_key(authorization, x_api_key, EVERYWHERE)
     assert caught.value.http_status == 401
     assert caught.value.headers()["WWW-Authenticate"] == "Bearer"
+
+
+def test_a_key_may_have_any_characters() -> None:
+    """A header's bytes come as latin-1."""
+    config = BridgeConfig("unix:/s", api_key="schlüssel")
+    wall.check_key(None, "schlüssel".encode().decode("latin-1"), config)
+    with pytest.raises(ApiError):
+        wall.check_key(None, "schlussel", config)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("Box.Local:8000", "box.local"),
+        ("box.local.", "box.local"),
+        ("[FE80:0::1]:80", "fe80::1"),
+        ("fe80::1", "fe80::1"),
+        ("*", None),
+        ("http://box.local", None),
+        ("[1.2.3]", None),
+    ],
+)
+def test_a_host_has_one_spelling(text: str, name: str | None) -> None:
+    """In what is allowed as in what comes."""
+    assert wall.host_name(text) == name
 
 
 @pytest.mark.parametrize(

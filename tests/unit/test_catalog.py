@@ -78,6 +78,18 @@ async def test_a_cancelled_writer_tears_nothing(tmp_path: Path) -> None:
     await again.close()
 
 
+async def test_a_model_that_is_removed_during_a_change_stays_removed(tmp_path: Path) -> None:
+    """Nor does the change reach another model that the name finds then."""
+    catalog = await opened(tmp_path / "s.db")
+    await catalog.add(replace(MODEL, name="first"))
+    await catalog.add(replace(MODEL, name="second"))
+    removal = asyncio.create_task(catalog.remove("first"))
+    await asyncio.sleep(0)
+    await asyncio.gather(removal, catalog.update("owner/repo", error_message="broken"))
+    assert catalog.find("first") is None and catalog.get("second").error_message == ""
+    await catalog.close()
+
+
 async def test_uses_are_counted_without_a_write_each(tmp_path: Path) -> None:
     catalog = await opened(tmp_path / "s.db")
     await catalog.add(MODEL)

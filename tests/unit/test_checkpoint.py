@@ -108,6 +108,13 @@ DAMAGED: dict[str, bytes] = {
     "backwards": safetensors({"a": tensor(8, 0)}, b"\0" * 8),
     "negative": safetensors({"a": tensor(-8, 8)}, b"\0" * 8),
     "beyond": safetensors({"a": tensor(0, 2**62)}, b"\0" * 8),
+    "shape beyond its bytes": safetensors({"a": tensor(0, 8, [10**12, 10**12])}, b"\0" * 8),
+    "shape below its bytes": safetensors({"a": tensor(0, 8, [1])}, b"\0" * 8),
+    "negative shape": safetensors({"a": tensor(0, 8, [-1, -2])}, b"\0" * 8),
+    "endless offsets": safetensors(b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 1e999]}}'),
+    "unknown type of many": safetensors(
+        {"a": {"dtype": "F2", "shape": [2**40, 2**40], "data_offsets": [0, 8]}}, b"\0" * 8
+    ),
 }
 
 
@@ -145,6 +152,21 @@ CHANGES: dict[str, tuple[type[ModelServerError], Callable[[Path], Any]]] = {
         ModelIncompatibleError,
         lambda f: (f / "config.json").write_text('{"model_type": ' + "9" * 10_000 + "}"),
     ),
+    "architecture is half a character": (
+        ModelIncompatibleError,
+        lambda f: set_config(f, model_type="\ud800"),
+    ),
+    "architecture is a list": (
+        ModelIncompatibleError,
+        lambda f: set_config(f, model_type=[], auto_map={"a": 1}),
+    ),
+    "architecture is long": (ModelIncompatibleError, lambda f: set_config(f, model_type="a" * 65)),
+    "cache of no machine": (
+        ModelIncompatibleError,
+        lambda f: set_config(
+            f, num_hidden_layers=2**31 - 1, num_key_value_heads=2**31 - 1, head_dim=2**31 - 1
+        ),
+    ),
     "no weights": (ModelIncompatibleError, lambda f: (f / "model.safetensors").unlink()),
     "pickles only": (
         ModelIncompatibleError,
@@ -172,6 +194,9 @@ def test_odd_values_in_a_config_are_read_as_unknown(folder: Path) -> None:
         num_attention_heads=0,
         hidden_size=True,
     )
+    found = checkpoint.inspect(folder)
+    assert (found.context_length, found.quantization_bits) == (0, 0)
+    set_config(folder, max_position_embeddings=2**40, quantization={"bits": 2**31})
     found = checkpoint.inspect(folder)
     assert (found.context_length, found.quantization_bits) == (0, 0)
 

@@ -1,6 +1,9 @@
 """The pure parts of the typed client: requests, service config, failures."""
 
 import json
+import math
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -90,6 +93,11 @@ def test_a_failure_comes_back_as_the_class_that_was_raised(cls: type[ModelServer
         ("failed to connect to all addresses; last error: Socket closed", "--root-certificate"),
         ("errors resolving nowhere:1", "--target"),
         ("Socket closed", "mlxgui logs"),
+        (
+            "failed to connect to all addresses; last error: UNAVAILABLE: ipv4:127.0.0.1:80: Failed parsing HTTP/2 "
+            "(Expected SETTINGS frame as the first frame, got frame type 80)",
+            "does not speak gRPC",
+        ),
     ],
 )
 def test_a_broken_transport_is_unreachable_and_names_the_way_out(details: str, words: str) -> None:
@@ -184,8 +192,59 @@ def test_messages_may_be_text_mappings_or_the_contracts_own() -> None:
     assert not request.sampling.HasField("temperature")
     assert not request.HasField("keep_alive")
     assert messages.chat_request("m", "Hi", {}) == messages.chat_request("m", ["Hi"], {})
-    with pytest.raises(ValueError, match="role 'robot'"):
-        chat_message("robot", "Hi")
+
+
+@pytest.mark.parametrize(
+    ("call", "field", "words"),
+    [
+        (lambda client: client.chat("m", [{"role": "robot", "content": "Hi"}]), "messages.role", "robot"),
+        (lambda client: client.chat("m", [{"role": "user"}]), "messages.content", "content"),
+        (lambda client: client.chat("m", [{"content": "Hi"}]), "messages.role", "role"),
+        (lambda client: client.chat("m", [7]), "", "int"),
+        (lambda client: client.chat("m", "Hi", seed=10**20), "sampling.seed", "seed"),
+        (lambda client: client.generate("m", "Hi", top_p="high"), "sampling.top_p", "high"),
+        (lambda client: client.generate("m", "Hi", warmth=1), "sampling.warmth", "warmth"),
+        (lambda client: client.generate("m", "\ud800"), "", "surrogates"),
+        (lambda client: client.load("m", keep_alive_seconds=math.nan), "keep_alive", "nan"),
+        (lambda client: client.load("m", keep_alive_seconds=-math.inf), "keep_alive", "inf"),
+        (lambda client: client.load("m", keep_alive_seconds=1e30), "keep_alive", "1e+30"),
+        (lambda client: client.model(5), "", "argument"),
+        (lambda client: client.chat("m", "Hi", timeout_seconds="long"), "", "call"),
+    ],
+)
+async def test_arguments_that_do_not_fit_are_the_callers_mistake(
+    call: Callable[[Any], Any], field: str, words: str
+) -> None:
+    """As the server would say it, from both clients, and before anything is sent."""
+    with (
+        Client("unix:/nowhere") as client,
+        pytest.raises(InvalidRequestError, match=re.escape(words)) as refused,
+    ):
+        call(client)
+    assert refused.value.field == field
+    async with AsyncClient("unix:/nowhere") as other:
+        with pytest.raises(InvalidRequestError, match=re.escape(words)) as refused:
+            await call(other)
+    assert refused.value.field == field
+
+
+def test_a_key_that_no_header_can_carry_is_refused() -> None:
+    """gRPC itself would only say that metadata is invalid."""
+    with pytest.raises(InvalidRequestError, match="API key") as refused:
+        Client("unix:/nowhere", token="two\nlines")
+    assert "two" not in str(refused.value)
+
+
+async def test_a_closed_client_says_so() -> None:
+    """From calls and from streams, blocking or not."""
+    client, other = Client("unix:/nowhere"), AsyncClient("unix:/nowhere")
+    client.close()
+    await other.close()
+    for call in (client.server_info, lambda: client.load("m"), lambda: other.load("m")):
+        with pytest.raises(ServerUnreachableError, match="closed"):
+            call()
+    with pytest.raises(ServerUnreachableError, match="closed"):
+        await other.server_info()
 
 
 def test_images_come_before_the_text() -> None:

@@ -110,6 +110,8 @@ def test_an_address_that_a_dead_server_left_is_no_server(tmp_path: Path) -> None
         (("serve", "--port", "many"), "--port"),
         (("serve", "--host", "0.0.0.0"), "MLX_GUI_API_KEY"),
         (("serve", "--require-key"), "MLX_GUI_API_KEY"),
+        (("--target", "unix:/nowhere", "load", "demo", "--keep-alive", "nan"), "keep_alive"),
+        (("--target", "unix:/nowhere", "load", "demo", "--keep-alive", "1e30"), "keep_alive"),
         (("pull", "name-without-owner"), "OWNER/NAME"),
         (("pull", "./no-such-directory"), "./no-such-directory is not a directory"),
         (("run", "demo", "--image", "no-such.png", "look"), "no-such.png"),

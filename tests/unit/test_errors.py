@@ -33,6 +33,11 @@ def test_messages_and_metadata_stay_below_what_grpc_carries(text: str) -> None:
         assert value.endswith("...")
 
 
+def test_messages_and_metadata_are_text_that_protobuf_and_sqlite_take() -> None:
+    error = errors.InvalidRequestError("bad \ud800", name="\udfff")
+    assert (error.message, error.metadata) == ("bad ?", {"name": "?"})
+
+
 def test_details_hold_reason_field_and_time_to_retry() -> None:
     from mlxgui_grpc.services.interceptors import error_details
 

@@ -1,13 +1,14 @@
 """Long actions: told to all who watch, cancelled once however many ask, and durable before anybody hears of it."""
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from mlxgui_grpc.catalog import Catalog, InstalledModel, Origin
-from mlxgui_grpc.errors import ModelIncompatibleError, OperationNotFoundError
+from mlxgui_grpc.catalog import Catalog, InstalledModel, OperationRecord, Origin
+from mlxgui_grpc.errors import InternalError, ModelIncompatibleError, OperationNotFoundError
 from mlxgui_grpc.operations import InstallProgress, Operation, Operations
 
 MODEL = InstalledModel(name="m", origin=Origin.DIRECTORY, path=Path("/m"))
@@ -125,6 +126,44 @@ async def test_what_a_dead_server_left_is_failed_and_kept(tmp_path: Path) -> Non
     await second.close()
     assert running.task is not None
     running.task.cancel()
+
+
+async def test_an_operation_ends_although_its_end_cannot_be_saved(
+    catalog: Catalog, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who waits and who cancels hear of the end; the log says what went wrong."""
+    operations = Operations(catalog)
+    with sqlite3.connect(tmp_path / "state.db") as other:
+        other.execute("DROP TABLE operations")
+    finished, cancelled = await start(operations, succeed), await start(operations)
+    with pytest.raises(InternalError):
+        await asyncio.wait_for(operations.wait(finished), WAIT_SECONDS)
+    await asyncio.wait_for(operations.cancel(cancelled), WAIT_SECONDS)
+    assert finished.is_done and cancelled.is_done
+    assert "could not be saved" in caplog.text
+
+
+async def test_a_watcher_hears_of_the_end_at_once_and_of_the_rest_now_and_then(catalog: Catalog) -> None:
+    """A thousand changes in a row are two snapshots: the first state and the end."""
+    operations = Operations(catalog)
+
+    async def hurry(operation: Operation) -> InstalledModel:
+        for _ in range(1000):
+            await asyncio.sleep(0)
+            operation.changed()
+        return MODEL
+
+    operation = await start(operations, hurry)
+    seen = [state.is_done async for state in operations.watch(operation)]
+    assert seen[-1] and len(seen) <= 3
+    assert [state.is_done async for state in operations.watch(operation)] == [True]
+
+
+async def test_an_end_of_an_unknown_reason_is_taken_over(catalog: Catalog) -> None:
+    operations = Operations(catalog)
+    record = OperationRecord(id="op-1", kind="load", model="m", state="failed", error_reason="FROM_LATER")
+    await operations.recover([record])
+    assert isinstance(operations.get("op-1").error, InternalError)
 
 
 async def test_names_are_compared_without_regard_to_case(catalog: Catalog) -> None:

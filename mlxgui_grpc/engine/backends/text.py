@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
+from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model, load_tokenizer
 
 from mlxgui_grpc.engine.batch import is_batchable
@@ -53,9 +54,12 @@ def load_text_model(view: Path) -> TextModel:
     # Arrays that are built lazily and are no parameters (RoPE frequencies) belong to this thread too.
     mx.eval(model.state)
     arrays: list[mx.array] = [array for _, array in cast(Any, tree_flatten(model.parameters()))]
+    tokens = _tokens(view, config)
+    # The model's own output decides what a token is: a tokenizer may have more of them, a config.json none.
+    width: int = model(mx.array([[0]]), cache=make_prompt_cache(model)).shape[-1]  # lazy: nothing is computed
     return TextModel(
         model=model,
-        tokens=_tokens(view, config),
+        tokens=replace(tokens, vocabulary_size=width),
         defaults=_sampling_defaults(_generation_config(view)),
         weight_bytes=sum(array.nbytes for array in arrays),
         batchable=is_batchable(model),

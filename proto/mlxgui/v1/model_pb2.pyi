@@ -467,8 +467,8 @@ class InstallModelRequest(_message.Message):
     revision: _builtins.str
     """Branch, tag or commit of the hub repository. Empty: its main branch. With a local directory it must be empty."""
     request_id: _builtins.str
-    """Names this call, so that a repeat joins the first: at most 36 ASCII characters. Empty: calls are joined by name
-    and source.
+    """Names this call, so that a repeat joins the first, unless that failed: at most 36 ASCII characters. Empty: calls
+    are joined by name and source.
     """
     force: _builtins.bool
     """Takes the name over from a model from elsewhere, whose entry is removed and whose files stay; also fetches and
@@ -1832,7 +1832,7 @@ class Model(_message.Message):
     path: _builtins.str
     """Directory of the model's files on the server's machine."""
     version: _builtins.str
-    """Version as the model's own files state it. Empty: they state none."""
+    """The first 12 digits of `revision`, or `1.0` for a model that does not come from the hub."""
     type: Global___ModelType.ValueType
     """What it is for."""
     state: Global___ModelState.ValueType

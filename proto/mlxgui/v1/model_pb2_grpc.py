@@ -34,7 +34,7 @@ class ModelServiceStub:
 
     Long actions are operations that outlive their caller: the RPC that starts one streams snapshots of it, each
     whole, the last with `done` set. Dropping that stream only detaches (see LoadModel for its exception);
-    CancelOperation cancels. An error at the start is the call's status, a later one is in the operation's result.
+    CancelOperation cancels. An error at the start is the call's status, a later one is in the operation's result too.
     Operations are kept over a restart of the server, which marks those it finds unfinished as failed or resumes them.
     """
 
@@ -185,12 +185,13 @@ class ModelServiceServicer:
 
     Long actions are operations that outlive their caller: the RPC that starts one streams snapshots of it, each
     whole, the last with `done` set. Dropping that stream only detaches (see LoadModel for its exception);
-    CancelOperation cancels. An error at the start is the call's status, a later one is in the operation's result.
+    CancelOperation cancels. An error at the start is the call's status, a later one is in the operation's result too.
     Operations are kept over a restart of the server, which marks those it finds unfinished as failed or resumes them.
     """
 
     def ListModels(self, request, context):
-        """Lists installed models, by name. Reads the registry only, so it does not block.
+        """Lists installed models, by name. Reads the registry only, so it does not block; with include_available it reads
+        the disk.
 
         Errors: INVALID_ARGUMENT (negative page size, foreign page token).
         """
@@ -213,12 +214,12 @@ class ModelServiceServicer:
         Lasts as long as the download; files that are there already are not fetched again, and an interrupted download
         is resumed by repeating the call. A call for the same name and source, or with the same request_id, joins the
         running operation. Dropping the stream detaches; CancelOperation cancels and keeps the partial files for a later
-        repeat.
+        repeat. When the operation fails, the last snapshot carries the error, and the call ends with it as its status.
 
-        Errors: INVALID_ARGUMENT (no source, bad name), ALREADY_EXISTS (MODEL_ALREADY_EXISTS), PERMISSION_DENIED (a
-        local directory outside the allowed roots). In the operation: NOT_FOUND (HUB_REPO_NOT_FOUND), PERMISSION_DENIED
-        (HUB_ACCESS_DENIED), UNAVAILABLE (HUB_UNAVAILABLE), RESOURCE_EXHAUSTED (DISK_FULL, HUB_RATE_LIMITED),
-        FAILED_PRECONDITION (MODEL_UNSAFE, MODEL_INCOMPATIBLE), CANCELLED.
+        Errors: INVALID_ARGUMENT (no source, bad name, a request_id of another install), ALREADY_EXISTS
+        (MODEL_ALREADY_EXISTS), PERMISSION_DENIED (a local directory outside the allowed roots). In the operation: NOT_FOUND
+        (HUB_REPO_NOT_FOUND), PERMISSION_DENIED (HUB_ACCESS_DENIED), UNAVAILABLE (HUB_UNAVAILABLE), RESOURCE_EXHAUSTED
+        (DISK_FULL, HUB_RATE_LIMITED), FAILED_PRECONDITION (MODEL_UNSAFE, MODEL_INCOMPATIBLE), CANCELLED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -242,7 +243,8 @@ class ModelServiceServicer:
 
         Lasts from a tenth of a second to minutes; a loaded model's operation is done at once. Calls for a model that is
         being loaded join its operation. Dropping the last stream while the load is queued withdraws it; once loading it
-        is completed all the same, unless CancelOperation ends it.
+        is completed all the same, unless CancelOperation ends it. When the operation fails, the last snapshot carries the
+        error, and the call ends with it as its status.
 
         Errors: NOT_FOUND, FAILED_PRECONDITION (INSUFFICIENT_MEMORY, MODEL_UNSAFE, MODEL_INCOMPATIBLE,
         HARDWARE_INCOMPATIBLE). In the operation: INTERNAL (MODEL_LOAD_FAILED), CANCELLED, and those again.
@@ -611,7 +613,7 @@ class ModelService:
 
     Long actions are operations that outlive their caller: the RPC that starts one streams snapshots of it, each
     whole, the last with `done` set. Dropping that stream only detaches (see LoadModel for its exception);
-    CancelOperation cancels. An error at the start is the call's status, a later one is in the operation's result.
+    CancelOperation cancels. An error at the start is the call's status, a later one is in the operation's result too.
     Operations are kept over a restart of the server, which marks those it finds unfinished as failed or resumes them.
     """
 

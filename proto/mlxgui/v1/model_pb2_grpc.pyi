@@ -35,7 +35,7 @@ class ModelServiceStub:
 
     Long actions are operations that outlive their caller: the RPC that starts one streams snapshots of it, each
     whole, the last with `done` set. Dropping that stream only detaches (see LoadModel for its exception);
-    CancelOperation cancels. An error at the start is the call's status, a later one is in the operation's result.
+    CancelOperation cancels. An error at the start is the call's status, a later one is in the operation's result too.
     Operations are kept over a restart of the server, which marks those it finds unfinished as failed or resumes them.
     """
 
@@ -44,7 +44,8 @@ class ModelServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ModelServiceAsyncStub: ...
     ListModels: _grpc.UnaryUnaryMultiCallable[_model_pb2.ListModelsRequest, _model_pb2.ListModelsResponse]
-    """Lists installed models, by name. Reads the registry only, so it does not block.
+    """Lists installed models, by name. Reads the registry only, so it does not block; with include_available it reads
+    the disk.
 
     Errors: INVALID_ARGUMENT (negative page size, foreign page token).
     """
@@ -59,12 +60,12 @@ class ModelServiceStub:
     Lasts as long as the download; files that are there already are not fetched again, and an interrupted download
     is resumed by repeating the call. A call for the same name and source, or with the same request_id, joins the
     running operation. Dropping the stream detaches; CancelOperation cancels and keeps the partial files for a later
-    repeat.
+    repeat. When the operation fails, the last snapshot carries the error, and the call ends with it as its status.
 
-    Errors: INVALID_ARGUMENT (no source, bad name), ALREADY_EXISTS (MODEL_ALREADY_EXISTS), PERMISSION_DENIED (a
-    local directory outside the allowed roots). In the operation: NOT_FOUND (HUB_REPO_NOT_FOUND), PERMISSION_DENIED
-    (HUB_ACCESS_DENIED), UNAVAILABLE (HUB_UNAVAILABLE), RESOURCE_EXHAUSTED (DISK_FULL, HUB_RATE_LIMITED),
-    FAILED_PRECONDITION (MODEL_UNSAFE, MODEL_INCOMPATIBLE), CANCELLED.
+    Errors: INVALID_ARGUMENT (no source, bad name, a request_id of another install), ALREADY_EXISTS
+    (MODEL_ALREADY_EXISTS), PERMISSION_DENIED (a local directory outside the allowed roots). In the operation: NOT_FOUND
+    (HUB_REPO_NOT_FOUND), PERMISSION_DENIED (HUB_ACCESS_DENIED), UNAVAILABLE (HUB_UNAVAILABLE), RESOURCE_EXHAUSTED
+    (DISK_FULL, HUB_RATE_LIMITED), FAILED_PRECONDITION (MODEL_UNSAFE, MODEL_INCOMPATIBLE), CANCELLED.
     """
     UpdateModel: _grpc.UnaryStreamMultiCallable[_model_pb2.UpdateModelRequest, _model_pb2.UpdateModelResponse]
     """Installs a newer revision of a model from where it came and streams the operation.
@@ -80,7 +81,8 @@ class ModelServiceStub:
 
     Lasts from a tenth of a second to minutes; a loaded model's operation is done at once. Calls for a model that is
     being loaded join its operation. Dropping the last stream while the load is queued withdraws it; once loading it
-    is completed all the same, unless CancelOperation ends it.
+    is completed all the same, unless CancelOperation ends it. When the operation fails, the last snapshot carries the
+    error, and the call ends with it as its status.
 
     Errors: NOT_FOUND, FAILED_PRECONDITION (INSUFFICIENT_MEMORY, MODEL_UNSAFE, MODEL_INCOMPATIBLE,
     HARDWARE_INCOMPATIBLE). In the operation: INTERNAL (MODEL_LOAD_FAILED), CANCELLED, and those again.
@@ -222,13 +224,14 @@ class ModelServiceAsyncStub(ModelServiceStub):
 
     Long actions are operations that outlive their caller: the RPC that starts one streams snapshots of it, each
     whole, the last with `done` set. Dropping that stream only detaches (see LoadModel for its exception);
-    CancelOperation cancels. An error at the start is the call's status, a later one is in the operation's result.
+    CancelOperation cancels. An error at the start is the call's status, a later one is in the operation's result too.
     Operations are kept over a restart of the server, which marks those it finds unfinished as failed or resumes them.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListModels: _aio.UnaryUnaryMultiCallable[_model_pb2.ListModelsRequest, _model_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """Lists installed models, by name. Reads the registry only, so it does not block.
+    """Lists installed models, by name. Reads the registry only, so it does not block; with include_available it reads
+    the disk.
 
     Errors: INVALID_ARGUMENT (negative page size, foreign page token).
     """
@@ -243,12 +246,12 @@ class ModelServiceAsyncStub(ModelServiceStub):
     Lasts as long as the download; files that are there already are not fetched again, and an interrupted download
     is resumed by repeating the call. A call for the same name and source, or with the same request_id, joins the
     running operation. Dropping the stream detaches; CancelOperation cancels and keeps the partial files for a later
-    repeat.
+    repeat. When the operation fails, the last snapshot carries the error, and the call ends with it as its status.
 
-    Errors: INVALID_ARGUMENT (no source, bad name), ALREADY_EXISTS (MODEL_ALREADY_EXISTS), PERMISSION_DENIED (a
-    local directory outside the allowed roots). In the operation: NOT_FOUND (HUB_REPO_NOT_FOUND), PERMISSION_DENIED
-    (HUB_ACCESS_DENIED), UNAVAILABLE (HUB_UNAVAILABLE), RESOURCE_EXHAUSTED (DISK_FULL, HUB_RATE_LIMITED),
-    FAILED_PRECONDITION (MODEL_UNSAFE, MODEL_INCOMPATIBLE), CANCELLED.
+    Errors: INVALID_ARGUMENT (no source, bad name, a request_id of another install), ALREADY_EXISTS
+    (MODEL_ALREADY_EXISTS), PERMISSION_DENIED (a local directory outside the allowed roots). In the operation: NOT_FOUND
+    (HUB_REPO_NOT_FOUND), PERMISSION_DENIED (HUB_ACCESS_DENIED), UNAVAILABLE (HUB_UNAVAILABLE), RESOURCE_EXHAUSTED
+    (DISK_FULL, HUB_RATE_LIMITED), FAILED_PRECONDITION (MODEL_UNSAFE, MODEL_INCOMPATIBLE), CANCELLED.
     """
     UpdateModel: _aio.UnaryStreamMultiCallable[_model_pb2.UpdateModelRequest, _model_pb2.UpdateModelResponse]  # type: ignore[assignment]
     """Installs a newer revision of a model from where it came and streams the operation.
@@ -264,7 +267,8 @@ class ModelServiceAsyncStub(ModelServiceStub):
 
     Lasts from a tenth of a second to minutes; a loaded model's operation is done at once. Calls for a model that is
     being loaded join its operation. Dropping the last stream while the load is queued withdraws it; once loading it
-    is completed all the same, unless CancelOperation ends it.
+    is completed all the same, unless CancelOperation ends it. When the operation fails, the last snapshot carries the
+    error, and the call ends with it as its status.
 
     Errors: NOT_FOUND, FAILED_PRECONDITION (INSUFFICIENT_MEMORY, MODEL_UNSAFE, MODEL_INCOMPATIBLE,
     HARDWARE_INCOMPATIBLE). In the operation: INTERNAL (MODEL_LOAD_FAILED), CANCELLED, and those again.
@@ -405,7 +409,7 @@ class ModelServiceServicer:
 
     Long actions are operations that outlive their caller: the RPC that starts one streams snapshots of it, each
     whole, the last with `done` set. Dropping that stream only detaches (see LoadModel for its exception);
-    CancelOperation cancels. An error at the start is the call's status, a later one is in the operation's result.
+    CancelOperation cancels. An error at the start is the call's status, a later one is in the operation's result too.
     Operations are kept over a restart of the server, which marks those it finds unfinished as failed or resumes them.
     """
 
@@ -414,7 +418,8 @@ class ModelServiceServicer:
         request: _model_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.ListModelsResponse, _abc.Awaitable[_model_pb2.ListModelsResponse]]:
-        """Lists installed models, by name. Reads the registry only, so it does not block.
+        """Lists installed models, by name. Reads the registry only, so it does not block; with include_available it reads
+        the disk.
 
         Errors: INVALID_ARGUMENT (negative page size, foreign page token).
         """
@@ -439,12 +444,12 @@ class ModelServiceServicer:
         Lasts as long as the download; files that are there already are not fetched again, and an interrupted download
         is resumed by repeating the call. A call for the same name and source, or with the same request_id, joins the
         running operation. Dropping the stream detaches; CancelOperation cancels and keeps the partial files for a later
-        repeat.
+        repeat. When the operation fails, the last snapshot carries the error, and the call ends with it as its status.
 
-        Errors: INVALID_ARGUMENT (no source, bad name), ALREADY_EXISTS (MODEL_ALREADY_EXISTS), PERMISSION_DENIED (a
-        local directory outside the allowed roots). In the operation: NOT_FOUND (HUB_REPO_NOT_FOUND), PERMISSION_DENIED
-        (HUB_ACCESS_DENIED), UNAVAILABLE (HUB_UNAVAILABLE), RESOURCE_EXHAUSTED (DISK_FULL, HUB_RATE_LIMITED),
-        FAILED_PRECONDITION (MODEL_UNSAFE, MODEL_INCOMPATIBLE), CANCELLED.
+        Errors: INVALID_ARGUMENT (no source, bad name, a request_id of another install), ALREADY_EXISTS
+        (MODEL_ALREADY_EXISTS), PERMISSION_DENIED (a local directory outside the allowed roots). In the operation: NOT_FOUND
+        (HUB_REPO_NOT_FOUND), PERMISSION_DENIED (HUB_ACCESS_DENIED), UNAVAILABLE (HUB_UNAVAILABLE), RESOURCE_EXHAUSTED
+        (DISK_FULL, HUB_RATE_LIMITED), FAILED_PRECONDITION (MODEL_UNSAFE, MODEL_INCOMPATIBLE), CANCELLED.
         """
 
     def UpdateModel(
@@ -470,7 +475,8 @@ class ModelServiceServicer:
 
         Lasts from a tenth of a second to minutes; a loaded model's operation is done at once. Calls for a model that is
         being loaded join its operation. Dropping the last stream while the load is queued withdraws it; once loading it
-        is completed all the same, unless CancelOperation ends it.
+        is completed all the same, unless CancelOperation ends it. When the operation fails, the last snapshot carries the
+        error, and the call ends with it as its status.
 
         Errors: NOT_FOUND, FAILED_PRECONDITION (INSUFFICIENT_MEMORY, MODEL_UNSAFE, MODEL_INCOMPATIBLE,
         HARDWARE_INCOMPATIBLE). In the operation: INTERNAL (MODEL_LOAD_FAILED), CANCELLED, and those again.

@@ -1,6 +1,7 @@
 """Runs one generation: load the model if need be, submit its rows, relay what the engine says as typed events."""
 
 import asyncio
+import json
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -122,6 +123,10 @@ class Generator:
             raise ModelTypeMismatchError(
                 f"Model '{model.name}' is a model for {model.type} and generates no text"
             )
+        if not json.loads(model.metadata).get("has_tools") and any(
+            prompt.tools for prompt in request.prompts
+        ):
+            raise ModelTypeMismatchError(f"Model '{model.name}' takes no tools: its chat template has none")
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout_at(deadline):

@@ -83,11 +83,7 @@ class Installer:
             raise InvalidRequestError("local_directory must be an absolute path", field="local_directory")
         try:
             is_allowed, is_directory = await asyncio.to_thread(self._look_at, path)
-        except (
-            OSError,
-            ValueError,
-            RuntimeError,
-        ) as error:  # A name too long, with a NUL, links in a circle.
+        except (OSError, ValueError, RuntimeError) as error:  # Too long, a NUL in it, links in a circle.
             raise InvalidRequestError(
                 f"local_directory cannot be read: {error}", field="local_directory"
             ) from error
@@ -149,16 +145,19 @@ class Installer:
                     model=model.name,
                 )
             await self._operations.cancel(running)
-        await self._residency.unload(model.name, force=force)
-        kept_reason = self._kept_reason(model) if remove_files else ""
-        # The entry first: a crash between the two leaves files that a repeated install finds, never an entry
-        # without files.
-        await self._catalog.remove(model.name)
-        self._on_change(model.name, "deleted")
-        freed = 0
-        removes_files = remove_files and not kept_reason
-        if removes_files:
-            freed = await asyncio.to_thread(self._hub.delete_revision, model.huggingface_id, model.revision)
+        with self._residency.removing(model):  # A request that comes now must not load it again.
+            await self._residency.unload(model.name, force=force)
+            kept_reason = self._kept_reason(model) if remove_files else ""
+            # The entry first: a crash between the two leaves files that a repeated install finds, never an entry
+            # without files.
+            await self._catalog.remove(model.name)
+            self._on_change(model.name, "deleted")
+            removes_files = remove_files and not kept_reason
+            freed = 0
+            if removes_files:
+                freed = await asyncio.to_thread(
+                    self._hub.delete_revision, model.huggingface_id, model.revision
+                )
         log.info("deleted %s (%s)", model.name, kept_reason or f"{freed} bytes freed")
         return Removal(model.name, removes_files, freed, kept_reason)
 

@@ -144,7 +144,8 @@ class _Server:
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(generator, book), server)
         audio_pb2_grpc.add_AudioServiceServicer_to_server(audio_pb2_grpc.AudioServiceServicer(), server)
         system_pb2_grpc.add_SystemServiceServicer_to_server(
-            SystemService(config, residency, metrics, self._facts, lambda: bridge.pid), server
+            SystemService(config, residency, metrics, self._facts, lambda: bridge.pid, book.draining.is_set),
+            server,
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         services = _service_names()

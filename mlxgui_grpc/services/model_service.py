@@ -257,6 +257,8 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
             message.capabilities.append(pb.CAPABILITY_COMPLETION)
             if metadata.get("has_chat_template"):
                 message.capabilities.append(pb.CAPABILITY_CHAT)
+                if metadata.get("has_tools"):
+                    message.capabilities.append(pb.CAPABILITY_TOOLS)
             if resident is not None and resident.loaded is not None and resident.loaded.batchable:
                 message.capabilities.append(pb.CAPABILITY_BATCHING)
         else:

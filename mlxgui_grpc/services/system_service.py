@@ -42,7 +42,7 @@ class SystemService(system_pb2_grpc.SystemServiceServicer):
         metrics: Metrics,
         facts: Callable[[], ServerFacts],
         bridge_pid: Callable[[], int | None],
-        is_draining: Callable[[], bool] = lambda: False,
+        is_draining: Callable[[], bool],
     ) -> None:
         self._config = config
         self._residency = residency

@@ -58,7 +58,9 @@ small = st.text("ab", max_size=4)
 
 @settings(max_examples=2000, deadline=None)
 @given(st.lists(small, max_size=12), st.lists(small.filter(bool), max_size=3).map(tuple))
-def test_the_text_ends_before_the_stop_string_that_is_complete_first(pieces: list[str], stops: tuple[str, ...]) -> None:
+def test_the_text_ends_before_the_stop_string_that_is_complete_first(
+    pieces: list[str], stops: tuple[str, ...]
+) -> None:
     """Whatever the pieces: nothing of the stop string is delivered, and nothing before it is lost."""
     matcher = StopMatcher(stops)
     given_so_far = delivered = ""

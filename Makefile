@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 ARGS ?=
+FUZZ_CASES ?= 100000
+FUZZ_SEED ?= 1
 BIN := .venv/bin
 BUF := node_modules/.bin/buf
 BASELINE := proto/baseline/v1.binpb
@@ -11,7 +13,7 @@ LOCK = $(BIN)/uv pip compile pyproject.toml --quiet --universal --generate-hashe
 	--custom-compile-command 'make lock' --extra vision --extra audio --group bootstrap
 
 .DEFAULT_GOAL := help
-.PHONY: help run hub test bench check lint type format proto baseline lock lock-check clean env env-dev proto-check
+.PHONY: help run hub test fuzz bench check lint type format proto baseline lock lock-check clean env env-dev proto-check
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +26,9 @@ hub: env-dev ## a stand-in for the model hub on loopback, to try `pull` against
 
 test: env-dev ## every test, from nothing (ARGS='-k stream' for some)
 	@exec tools/openblas.sh $(BIN)/python -m pytest $(ARGS)
+
+fuzz: env-dev ## malformed HTTP bodies by the hundred thousand (FUZZ_CASES, FUZZ_SEED); make test runs 300
+	@FUZZ_CASES=$(FUZZ_CASES) FUZZ_SEED=$(FUZZ_SEED) exec tools/openblas.sh $(BIN)/python -m pytest -m campaign tests/http $(ARGS)
 
 bench: env-dev ## measure throughput and latency (see bench/)
 	@exec $(BIN)/python -m bench $(ARGS)

@@ -5,6 +5,9 @@ PYTHON ?= python3
 ARGS ?=
 FUZZ_CASES ?= 100000
 FUZZ_SEED ?= 1
+KILL_COUNT ?= 200
+KILL_REPEATS ?= 20
+KILL_SEED ?= 1
 BIN := .venv/bin
 BUF := node_modules/.bin/buf
 BASELINE := proto/baseline/v1.binpb
@@ -13,7 +16,7 @@ LOCK = $(BIN)/uv pip compile pyproject.toml --quiet --universal --generate-hashe
 	--custom-compile-command 'make lock' --extra vision --extra audio --group bootstrap
 
 .DEFAULT_GOAL := help
-.PHONY: help run hub test fuzz bench check lint type format proto baseline lock lock-check clean env env-dev proto-check
+.PHONY: help run hub test fuzz kill bench check lint type format proto baseline lock lock-check clean env env-dev proto-check
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +32,10 @@ test: env-dev ## every test, from nothing (ARGS='-k stream' for some)
 
 fuzz: env-dev ## malformed HTTP bodies by the hundred thousand (FUZZ_CASES, FUZZ_SEED); make test runs 300
 	@FUZZ_CASES=$(FUZZ_CASES) FUZZ_SEED=$(FUZZ_SEED) exec tools/openblas.sh $(BIN)/python -m pytest -m campaign tests/http $(ARGS)
+
+kill: env-dev ## kill -9 at KILL_COUNT random moments and KILL_REPEATS times at each failpoint (KILL_SEED)
+	@KILL_COUNT=$(KILL_COUNT) KILL_REPEATS=$(KILL_REPEATS) KILL_SEED=$(KILL_SEED) \
+		exec tools/openblas.sh $(BIN)/python -m pytest -m campaign -s tests/campaigns $(ARGS)
 
 bench: env-dev ## measure throughput and latency (see bench/)
 	@exec $(BIN)/python -m bench $(ARGS)

@@ -35,12 +35,18 @@ class BridgeProcess:
         process = self._process
         return process.pid if process is not None and process.returncode is None else None
 
+    @property
+    def port(self) -> int:
+        """Where it listens, once it has started."""
+        return self._port
+
     async def start(self) -> str:
         """Start it; returns its base URL. Raises OSError with the bridge's own sentence when it cannot."""
         await self._spawn()
         self._keeper = asyncio.get_running_loop().create_task(self._keep())
-        host = self._config.host if ":" not in self._config.host else f"[{self._config.host}]"
-        return f"http://{host}:{self._port}"
+        # An address that stands for all of them is none that a client can connect to everywhere.
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._config.host, self._config.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self._port}"
 
     async def stop(self) -> None:
         """Let it finish what it answers, then end it."""

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mlxgui_grpc import memory
 from mlxgui_grpc.errors import ModelIncompatibleError, ModelUnsafeError
 
 DATA_SUFFIXES = frozenset({".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken", ".npz"})
@@ -24,11 +25,6 @@ DATA_SUFFIXES = frozenset({".safetensors", ".json", ".jinja", ".txt", ".model", 
 MAX_CONFIG_BYTES = 16 * 1024 * 1024
 MAX_HEADER_BYTES = 100 * 1024 * 1024
 """The safetensors format's own limit for its header."""
-PROCESS_BYTES = 300 * 1024 * 1024
-"""Footprint of a worker beside its weights and caches (measured, architecture notes)."""
-ESTIMATE_CONTEXT_TOKENS = 4096
-"""Tokens of KV cache that the memory estimate of a model counts."""
-
 MAX_COUNT = 2**62
 """Bytes or weights beyond it are nobody's model, and no 64-bit number adds up to them."""
 
@@ -59,6 +55,8 @@ class Checkpoint:
     """All files of the directory."""
     weight_bytes: int
     """The tensors, as they are in memory."""
+    kv_bytes_per_token: int
+    """Keys and values of one token; 0 where config.json does not say."""
     memory_bytes: int
     """Estimate of what a load takes: weights, KV cache of some thousand tokens, process."""
     parameter_count: int
@@ -84,7 +82,9 @@ def inspect(path: Path) -> Checkpoint:
     text_config = {**config, **_mapping(config.get("text_config"))}
     template = _template(path)
     quantization = _mapping(config.get("quantization") or config.get("quantization_config"))
-    memory_bytes = weight_bytes + _kv_bytes(text_config) + PROCESS_BYTES
+    context_length = _integer(text_config.get("max_position_embeddings"))
+    per_token = memory.kv_bytes_per_token(config)
+    memory_bytes = memory.estimate(weight_bytes, per_token, context_length=context_length).required_bytes
     parameter_count = sum(count for _, count in headers)
     if max(memory_bytes, parameter_count) > MAX_COUNT:
         raise ModelIncompatibleError(f"{path.name} claims sizes that no model has")
@@ -92,9 +92,10 @@ def inspect(path: Path) -> Checkpoint:
         path=path,
         type=_type(path, config),
         architecture=_architecture(config),
-        context_length=_integer(text_config.get("max_position_embeddings")),
+        context_length=context_length,
         size_bytes=sum(file.stat().st_size for file in files),
         weight_bytes=weight_bytes,
+        kv_bytes_per_token=per_token,
         memory_bytes=memory_bytes,
         parameter_count=parameter_count,
         quantization_bits=_integer(quantization.get("bits")),
@@ -325,18 +326,6 @@ def _template(path: Path) -> str:
         if content.get("chat_template_type"):
             return str(content["chat_template_type"])
     return ""
-
-
-def _kv_bytes(config: dict[str, Any]) -> int:
-    """Keys and values, 2 bytes each, of `ESTIMATE_CONTEXT_TOKENS` tokens (or the whole of a shorter context)."""
-    layers = _integer(config.get("num_hidden_layers"))
-    heads = _integer(config.get("num_attention_heads"))
-    kv_heads = _integer(config.get("num_key_value_heads")) or heads
-    width = _integer(config.get("head_dim")) or (_integer(config.get("hidden_size")) // heads if heads else 0)
-    tokens = min(
-        _integer(config.get("max_position_embeddings")) or ESTIMATE_CONTEXT_TOKENS, ESTIMATE_CONTEXT_TOKENS
-    )
-    return 2 * 2 * layers * kv_heads * width * tokens
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -1,33 +1,19 @@
-"""Every option of the server, with its unit, default and where it may come from.
-
-flag > environment > config.toml in the state folder > default. Read once, in the command line; frozen after.
-"""
+"""Every option of the server, with its unit, its default and what it may be. Frozen; `options.py` reads it."""
 
 import ipaddress
 import math
-import os
 import ssl
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from mlxgui_grpc.errors import InvalidRequestError
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
-_ENVIRONMENT = {
-    "home": "MLX_GUI_HOME",
-    "host": "MLX_GUI_HOST",
-    "port": "MLX_GUI_PORT",
-    "grpc_host": "MLX_GUI_GRPC_HOST",
-    "grpc_port": "MLX_GUI_GRPC_PORT",
-    "api_key": "MLX_GUI_API_KEY",
-    "log_level": "MLX_GUI_LOG_LEVEL",
-    "standby_count": "MLX_GUI_STANDBY",
-    "hub_endpoint": "HF_ENDPOINT",
-}
+MAX_PRELOAD_MODELS = 16
+WILDCARD_HOSTS = ("0.0.0.0", "::")
+"""Addresses that stand for all of the machine's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +26,8 @@ class ServerConfig:
     """Address of the REST bridge."""
     port: int = 8000
     """Port of the REST bridge; 0 picks a free one."""
+    bind_to_all_interfaces: bool = False
+    """The bridge listens on all addresses. Goes with `host`: the one that comes from the stronger source counts."""
     grpc_host: str = "127.0.0.1"
     grpc_port: int = 50051
     """Port of the gRPC server; 0 picks a free one. The unix socket is always there too."""
@@ -65,6 +53,24 @@ class ServerConfig:
     """Workers kept warm without a model: 0.1 s to the first token in place of 6, for 360 MB each."""
     max_concurrent_requests: int = 32
     """Sequences that decode at once, per model."""
+    max_concurrent_models: int = 3
+    """Models in memory at once."""
+    auto_unload_inactive_models: bool = True
+    """Unload models that are idle."""
+    model_inactivity_timeout_minutes: int = 30
+    """How long a model may be idle before that."""
+    enable_gpu_acceleration: bool = True
+    """Use the GPU where MLX has one."""
+    enable_system_tray: bool = True
+    """Documented, without effect: there is no icon."""
+    default_model: str = ""
+    """Model of requests that name none; empty refuses them."""
+    preload_models: tuple[str, ...] = ()
+    """Models to load at the start."""
+    max_context_length: int = 0
+    """Most tokens of prompt and completion together; 0 is what each model was made for."""
+    max_model_memory_gb: float = 0.0
+    """Memory that all models together may take, in GiB; 0 is what the machine has."""
     max_waiting_requests: int = 128
     """Sequences that may wait beyond them, per model."""
     inference_seconds: float = 600.0
@@ -81,9 +87,13 @@ class ServerConfig:
     """Register the built-in demo model on the first start."""
 
     def __post_init__(self) -> None:
-        for name, low, high in _RANGES:
+        for name, (low, high) in RANGES.items():
             if not low <= getattr(self, name) <= high:
                 raise InvalidRequestError(f"{name} must be between {low} and {high}", field=name)
+        if len(self.preload_models) > MAX_PRELOAD_MODELS:
+            raise InvalidRequestError(
+                f"preload_models has more than {MAX_PRELOAD_MODELS} entries", field="preload_models"
+            )
         for name in ("inference_seconds", "drain_seconds", "stall_seconds"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InvalidRequestError(f"{name} must be more than 0, and finite", field=name)
@@ -156,17 +166,6 @@ class ServerConfig:
         return self.home / "views"
 
 
-def load_config(flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> ServerConfig:
-    """Merge flags (None is unset), environment, config.toml and defaults; raises InvalidRequestError."""
-    from_environment = {
-        name: value for name, variable in _ENVIRONMENT.items() if (value := environ.get(variable, "").strip())
-    }
-    given = {name: value for name, value in flags.items() if value is not None}
-    home = Path(given.get("home") or from_environment.get("home") or "~/.mlxgui").expanduser().absolute()
-    merged = {**_read_toml(home / "config.toml"), **from_environment, **given, "home": home}
-    return ServerConfig(**{name: _convert(name, value) for name, value in merged.items()})
-
-
 def hub_cache_directory(environ: Mapping[str, str]) -> Path:
     """Where huggingface_hub keeps its models, by its own variables and order."""
     if cache := environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE"):
@@ -187,67 +186,15 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        values = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidRequestError(f"{path}: {error}", field="config.toml") from error
-    known = {option.name for option in fields(ServerConfig)}
-    if unknown := sorted(values.keys() - known):
-        raise InvalidRequestError(f"{path}: unknown option '{unknown[0]}'", field=unknown[0])
-    return values
-
-
-def _convert(name: str, value: Any) -> Any:
-    """Text and TOML values to the type of the option."""
-    default = next(option for option in fields(ServerConfig) if option.name == name)
-    kind = str(default.type)
-    try:
-        if "Path" in kind and "tuple" not in kind:
-            return Path(value).expanduser().absolute() if value else None
-        if "tuple" in kind:
-            if not isinstance(value, list | tuple) or not all(isinstance(item, str | Path) for item in value):
-                raise TypeError
-            return tuple(
-                Path(item).expanduser().absolute() if "Path" in kind else str(item) for item in value
-            )
-        if "bool" in kind:
-            if isinstance(value, bool):
-                return value
-            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[
-                value.lower()
-            ]
-        if isinstance(value, bool) or ("int" in kind and isinstance(value, float)):
-            raise TypeError
-        if "int" in kind:
-            return int(value)
-        if "float" in kind:
-            return float(value)
-        return str(value)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        variable = _ENVIRONMENT.get(name)
-        where = f" (variable {variable})" if variable else ""
-        words = next(words for word, words in _KINDS.items() if word in kind)
-        raise InvalidRequestError(f"{name}{where}: '{value}' is not {words}", field=name) from None
-
-
-_KINDS = {
-    "tuple[pathlib.Path": "a list of paths",
-    "tuple": "a list of names",
-    "Path": "a path",
-    "bool": "true or false",
-    "int": "a whole number",
-    "float": "a number",
-    "str": "text",
+RANGES: Mapping[str, tuple[float, float]] = {
+    "port": (0, 65_535),
+    "grpc_port": (0, 65_535),
+    "standby_count": (0, 4),
+    "max_concurrent_requests": (1, 1024),
+    "max_waiting_requests": (0, 65_536),
+    "max_concurrent_models": (1, 64),
+    "model_inactivity_timeout_minutes": (1, 10_080),
+    "max_context_length": (0, 16_777_216),
+    "max_model_memory_gb": (0, 65_536),
 }
-"""Words for the types of the options, by what their names contain; the first that fits."""
-
-_RANGES = (
-    ("port", 0, 65_535),
-    ("grpc_port", 0, 65_535),
-    ("standby_count", 0, 4),
-    ("max_concurrent_requests", 1, 256),
-    ("max_waiting_requests", 0, 65_536),
-)
+"""Least and greatest value of an option; nan is outside of each."""

@@ -120,29 +120,41 @@ def _common(
     request: inference_pb2.ChatRequest | inference_pb2.GenerateRequest, warnings: list[str]
 ) -> dict[str, Any]:
     sampling = sampling_from_proto(request.sampling)
-    if not -100 <= request.priority <= 100:
-        raise InvalidRequestError("priority must be between -100 and 100", field="priority")
     if len(request.user.encode()) > MAX_USER_BYTES:
         raise InvalidRequestError(f"user is longer than {MAX_USER_BYTES} bytes", field="user")
-    if request.HasField("keep_alive"):
-        warnings.append("keep_alive has no effect in this version")
     choices = request.sampling.n if request.sampling.HasField("n") else 1
     prompt_count = 1 if isinstance(request, inference_pb2.ChatRequest) else len(request.prompts)
     if choices * prompt_count > MAX_PROMPTS:
         raise InvalidRequestError(f"n times prompts must be at most {MAX_PROMPTS}", field="sampling.n")
     return {
-        "model": model_name(request.model),
+        "model": model_name(request.model, may_be_empty=True),
         "sampling": sampling,
         "choices": choices,
-        "priority": request.priority,
+        "priority": priority(request.priority),
+        "keep_alive_seconds": keep_alive_seconds(request),
         "require_loaded": request.load_policy == common_pb2.LOAD_POLICY_REQUIRE_LOADED,
         "warnings": warnings,
     }
 
 
-def model_name(name: str, field: str = "model") -> str:
-    """The name of a model as a request gives it."""
-    if not name:
+def priority(value: int) -> int:
+    """A place in a queue: larger goes first."""
+    if not -100 <= value <= 100:
+        raise InvalidRequestError("priority must be between -100 and 100", field="priority")
+    return value
+
+
+def keep_alive_seconds(request: Any) -> float | None:
+    """How long a model stays after its last use; infinity: for good. None: the request does not say."""
+    if not request.HasField("keep_alive"):
+        return None
+    seconds: float = request.keep_alive.seconds + request.keep_alive.nanos / 1e9
+    return math.inf if seconds < 0 else seconds
+
+
+def model_name(name: str, field: str = "model", *, may_be_empty: bool = False) -> str:
+    """The name of a model as a request gives it; one that `may_be_empty` is for the settings to say."""
+    if not name and not may_be_empty:
         raise InvalidRequestError(f"{field} must not be empty", field=field)
     if len(name.encode("utf-8", "replace")) > MAX_MODEL_BYTES:
         raise InvalidRequestError(f"{field} is longer than {MAX_MODEL_BYTES} bytes", field=field)

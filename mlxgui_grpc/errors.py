@@ -172,6 +172,14 @@ class HardwareIncompatibleError(ModelServerError):
     status = StatusCode.FAILED_PRECONDITION
     reason = "HARDWARE_INCOMPATIBLE"
 
+    @classmethod
+    def of(cls, cause: str) -> "HardwareIncompatibleError":
+        """The documented sentence, then what really went wrong."""
+        return cls(
+            f"❌ MLX requires Apple Silicon (M1/M2/M3) hardware; on this machine it failed: {cause}",
+            hint="mlxgui doctor",
+        )
+
 
 class StateDirectoryLockedError(ModelServerError):
     """Another server holds the state directory."""

@@ -4,11 +4,11 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
-from mlxgui_grpc.catalog import Catalog
+from mlxgui_grpc.catalog import InstalledModel
 from mlxgui_grpc.engine import frames
 from mlxgui_grpc.errors import DeadlineError, ModelTypeMismatchError
 from mlxgui_grpc.metrics import Metrics
@@ -24,6 +24,8 @@ class GenerationRequest:
     sampling: frames.Sampling
     choices: int = 1
     priority: int = 0
+    keep_alive_seconds: float | None = None
+    """How long the model stays after its last use; infinity: for good; None: as before."""
     require_loaded: bool = False
     warnings: list[str] = field(default_factory=list)
     id_prefix: str = "cmpl"
@@ -95,10 +97,14 @@ class Generator:
     """Runs generations on resident models."""
 
     def __init__(
-        self, catalog: Catalog, residency: Residency, metrics: Metrics, inference_seconds: float
+        self,
+        find_model: Callable[[str], InstalledModel],
+        residency: Residency,
+        metrics: Metrics,
+        inference_seconds: float,
     ) -> None:
-        """`inference_seconds` caps each call, its load included."""
-        self._catalog = catalog
+        """`find_model` raises for a name that is none; `inference_seconds` caps each call, its load included."""
+        self._find_model = find_model
         self._residency = residency
         self._metrics = metrics
         self._inference_seconds = inference_seconds
@@ -118,7 +124,7 @@ class Generator:
         if timeout_seconds is not None:
             limit = max(0.0, min(limit, timeout_seconds))
         deadline = started + limit
-        model = self._catalog.get(request.model)
+        model = self._find_model(request.model)
         if model.type != "text":
             raise ModelTypeMismatchError(
                 f"Model '{model.name}' is a model for {model.type} and generates no text"
@@ -131,7 +137,12 @@ class Generator:
             try:
                 async with asyncio.timeout_at(deadline):
                     lease: Lease = await stack.enter_async_context(
-                        self._residency.use(model, require_loaded=request.require_loaded)
+                        self._residency.use(
+                            model,
+                            require_loaded=request.require_loaded,
+                            priority=request.priority,
+                            keep_alive_seconds=request.keep_alive_seconds,
+                        )
                     )
             except TimeoutError:
                 raise _overdue(limit) from None
@@ -220,7 +231,7 @@ class Generator:
 
     async def count_tokens(self, model_name: str, prompt: frames.Prompt) -> tuple[str, int, int]:
         """(installed name, tokens, context length) of a prompt. An unloaded model is loaded tokenizer-only."""
-        model = self._catalog.get(model_name)
+        model = self._find_model(model_name)
         try:
             async with asyncio.timeout(self._inference_seconds):
                 async with self._residency.use_tokenizer(model) as (worker, context_length):

@@ -1,13 +1,8 @@
 """Installing from the model hub: starts a child process per download and relays what it reports."""
 
-import asyncio
-import contextlib
 import json
-import logging
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,27 +10,22 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from mlxgui_grpc import errors
+from mlxgui_grpc import errors, hub_process
 from mlxgui_grpc.hub_cache import (
     PARTIAL_MAX_AGE_SECONDS,
     RepositoryFolder,
     Snapshot,
+    cache_dir_of,
     cached_models,
     sweep_partials,
 )
-from mlxgui_grpc.hub_frames import Deleted, DeleteJob, Downloaded, DownloadJob, Failed, Job, Progress, Report
-from mlxgui_grpc.secrets import without_secrets
+from mlxgui_grpc.hub_frames import Deleted, DeleteJob, Downloaded, DownloadJob, Failed, Progress
 
 __all__ = ["DownloadProgress", "Hub", "Snapshot", "check_model_id", "check_revision"]
 
-_log = logging.getLogger(__name__)
-
-# -P: a folder in which somebody happens to start the server is no place to import from.
-_COMMAND = (sys.executable, "-P", "-m", "mlxgui_grpc.hub_download")
+_CHILD = "mlxgui_grpc.hub_download"
 _ID_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 _REVISION_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,127}")
-_LOG_TAIL_BYTES = 4096
-_SECRETS = re.compile(r"hf_\w+|(?<=://)[^\s/@]+@|(?<=[?&])[^\s?&=]+=[^\s&\"']+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +65,20 @@ class Hub:
     ) -> None:
         """`endpoint` None is the public hub; `disk_reserve_bytes` stay free whatever is downloaded."""
         self._endpoint = endpoint.rstrip("/") if endpoint else None
-        self._cache_dir = cache_dir.expanduser().absolute()
+        self.cache_dir = cache_dir
         self._token = token
         self._offline = offline
         self._parallel_file_count = parallel_file_count
         self._disk_reserve_bytes = disk_reserve_bytes
+
+    @property
+    def cache_dir(self) -> Path:
+        """The Hugging Face cache of new downloads; what is in an earlier one stays there, and is deleted there."""
+        return self._cache_dir
+
+    @cache_dir.setter
+    def cache_dir(self, path: Path) -> None:
+        self._cache_dir = path.expanduser().absolute()
 
     async def download(
         self,
@@ -88,8 +87,9 @@ class Hub:
         on_progress: Callable[[DownloadProgress], None],
         *,
         force: bool = False,
+        cache_dir: Path | None = None,
     ) -> Snapshot:
-        """Fetch a repository's revision (default: main) into the Hugging Face cache.
+        """Fetch a repository's revision (default: main) into the Hugging Face cache, or another `cache_dir`.
 
         What an earlier attempt fetched is not fetched again, a half file goes on where it stopped; with
         `force` what is in the cache is hashed, and fetched again where that finds damage. The
@@ -114,7 +114,7 @@ class Hub:
         job = DownloadJob(
             model_id=model_id,
             revision=revision,
-            cache_dir=str(self._cache_dir),
+            cache_dir=str(cache_dir or self._cache_dir),
             endpoint=self._endpoint,
             token=self._token,
             parallel_file_count=self._parallel_file_count,
@@ -131,8 +131,9 @@ class Hub:
             is_ours=done.is_ours,
         )
 
-    def delete_revision(self, model_id: str, revision: str) -> int:
-        """Remove one revision (a commit hash) from the cache; bytes freed, 0 when it is not there.
+    def delete_revision(self, model_id: str, revision: str, path: Path | None = None) -> int:
+        """Remove one revision (a commit hash) from the cache that `path` is in (its snapshot's folder; default:
+        the cache of new downloads); bytes freed, 0 when it is not there.
 
         Other revisions keep their files, and nothing outside the repository's folder is touched. The
         caller has checked that it is ours to delete. Blocks for a scan of the cache. Raises
@@ -140,32 +141,35 @@ class Hub:
         """
         check_model_id(model_id)
         check_revision(revision)
-        job = DeleteJob(model_id=model_id, revision=revision, cache_dir=str(self._cache_dir))
+        cache_dir = cache_dir_of(path) if path else None
+        job = DeleteJob(model_id=model_id, revision=revision, cache_dir=str(cache_dir or self._cache_dir))
         child = subprocess.run(
-            _COMMAND,
-            input=_encoded(job),
+            hub_process.command(_CHILD),
+            input=hub_process.encoded(job),
             capture_output=True,
             check=False,
-            env=without_secrets(os.environ),
+            env=hub_process.environment(),
             process_group=0,
         )
-        _log_tail(child.stderr)
+        hub_process.log_tail(child.stderr)
         for line in child.stdout.splitlines():
-            report = _decoded(line)
+            report = hub_process.decoded(line)
             if isinstance(report, Deleted):
                 return report.freed_bytes
             if isinstance(report, Failed):
-                raise _error(report)
+                raise hub_process.error_of(report)
         raise errors.ModelDeleteFailedError(
             f"The files of '{model_id}' were not removed: the process that does it ended with "
-            f"{_ending(child.returncode)}.",
+            f"{hub_process.ending(child.returncode)}.",
             model_id=model_id,
         )
 
-    def find_cached(self, model_id: str, revision: str | None = None) -> Snapshot | None:
+    def find_cached(
+        self, model_id: str, revision: str | None = None, cache_dir: Path | None = None
+    ) -> Snapshot | None:
         """The complete snapshot in the cache (default: main, else the newest), whoever fetched it."""
         check_model_id(model_id)
-        return RepositoryFolder(self._cache_dir, model_id).find(revision)
+        return RepositoryFolder(cache_dir or self._cache_dir, model_id).find(revision)
 
     def cached_models(self) -> list[Snapshot]:
         """Every complete model in the cache, by hub id."""
@@ -184,14 +188,14 @@ class Hub:
             )
 
 
-def check_model_id(model_id: str) -> None:
+def check_model_id(model_id: str, field: str = "model_id") -> None:
     """Raise InvalidRequestError unless it is `owner/name`, which is also safe as a folder's name."""
     parts = model_id.split("/")
     well_formed = len(parts) == 2 and all(_ID_PART.fullmatch(part) for part in parts)
     if not well_formed or "--" in model_id or ".." in model_id or model_id.endswith(".git"):
         raise errors.InvalidRequestError(
-            f"model_id must be a hub id such as 'owner/name', not {json.dumps(model_id[:100])}.",
-            field="model_id",
+            f"{field} must be a hub id such as 'owner/name', not {json.dumps(model_id[:100])}.",
+            field=field,
         )
 
 
@@ -206,71 +210,21 @@ def check_revision(revision: str) -> None:
 
 
 async def _run(job: DownloadJob, on_progress: Callable[[DownloadProgress], None]) -> Downloaded:
-    child = await asyncio.create_subprocess_exec(
-        *_COMMAND,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        # The token goes by the job. Ctrl-C in a terminal is for the server: it decides what ends.
-        env=without_secrets(os.environ),
-        process_group=0,
-    )
-    assert child.stdin is not None and child.stdout is not None and child.stderr is not None
-    tail = asyncio.create_task(_read_tail(child.stderr))
+    child = await hub_process.HubProcess.spawn(_CHILD)
     try:
-        child.stdin.write(_encoded(job))
-        async for line in child.stdout:
-            report = _decoded(line)
+        child.send(job)
+        while (report := await child.receive()) is not None:
             if isinstance(report, Progress):
                 on_progress(DownloadProgress(**msgspec.structs.asdict(report)))
             elif isinstance(report, Downloaded):
                 return report
             elif isinstance(report, Failed):
-                raise _error(report)
-        status = await child.wait()
+                raise hub_process.error_of(report)
         raise errors.HubUnavailableError(
-            f"The download of '{job.model_id}' was interrupted (its process ended with {_ending(status)}); "
+            f"The download of '{job.model_id}' was interrupted (its process ended with {await child.ending()}); "
             "repeat the install, it goes on where it stopped.",
             model_id=job.model_id,
         )
     finally:
         # The pipe stays open until here: its end is the child's end.
-        with contextlib.suppress(ProcessLookupError):
-            child.kill()
-        child.stdin.close()
-        await child.wait()
-        _log_tail(await tail)
-
-
-async def _read_tail(stream: asyncio.StreamReader) -> bytes:
-    tail = b""
-    while chunk := await stream.read(_LOG_TAIL_BYTES):
-        tail = (tail + chunk)[-_LOG_TAIL_BYTES:]
-    return tail
-
-
-def _log_tail(output: bytes) -> None:
-    if text := output[-_LOG_TAIL_BYTES:].decode("utf-8", "replace").strip():
-        _log.warning("hub process: %s", _SECRETS.sub("***", text))
-
-
-def _encoded(job: Job) -> bytes:
-    return msgspec.json.encode(job) + b"\n"
-
-
-def _decoded(line: bytes) -> Report:
-    report: Report = msgspec.json.decode(line, type=Report)
-    return report
-
-
-def _error(failed: Failed) -> errors.ModelServerError:
-    return errors.BY_REASON[failed.reason](
-        failed.message,
-        field=failed.field,
-        retry_after_seconds=failed.retry_after_seconds,
-        **failed.metadata,
-    )
-
-
-def _ending(status: int) -> str:
-    return f"signal {-status}" if status < 0 else f"status {status}"
+        await child.end()

@@ -8,6 +8,7 @@
         .mlxgui/<etag>.done                 ours: a verified file of an unfinished download
         .mlxgui/<commit>/<file>             ours: the links of a snapshot that is being put in place
         .mlxgui/<commit>.ours               ours: an empty mark of a revision that we downloaded
+        .mlxgui/<commit>.superseded         ours: an empty mark of a revision that an update has replaced
     <cache>/.locks/models--owner--name/mlxgui.lock
 
 Nothing but `.mlxgui` is ever incomplete, and no other tool looks there.
@@ -24,6 +25,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlxgui_grpc.failpoints import failpoint
 from mlxgui_grpc.hub_files import WEIGHT_SUFFIXES, RepositoryFile
 
 PARTIAL_MAX_AGE_SECONDS = 7 * 24 * 3600.0
@@ -76,6 +78,9 @@ class RepositoryFolder:
 
     def mark_of_ours(self, commit: str) -> Path:
         return self.partials / f"{commit}.ours"
+
+    def mark_of_superseded(self, commit: str) -> Path:
+        return self.partials / f"{commit}.superseded"
 
     @contextlib.contextmanager
     def locked(self, *, wait: bool) -> Iterator[None]:
@@ -130,11 +135,14 @@ class RepositoryFolder:
         shutil.rmtree(staged, ignore_errors=True)
         for file in files:
             _link(self.path, staged / file.name, file.etag)
+        failpoint("hub.after-staging")
         for file in files:
             with contextlib.suppress(FileNotFoundError):  # Another tool, or an equal file, was first.
                 os.replace(self.verified(file.etag), self.blobs / file.etag)
+            failpoint("hub.after-blob")
         if is_ours:
             self.mark_of_ours(commit).touch()
+        failpoint("hub.before-snapshot")
         try:
             os.rename(staged, snapshot)
         except OSError:
@@ -145,6 +153,7 @@ class RepositoryFolder:
                 if not (snapshot / file.name).exists():
                     _link(self.path, snapshot / file.name, file.etag)
             shutil.rmtree(staged)
+        failpoint("hub.after-snapshot")
         if revision != commit:
             ref = self.refs / revision
             ref.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +162,23 @@ class RepositoryFolder:
             os.replace(temporary, ref)
         for folder in (self.blobs, self.snapshots):
             _sync_folder(folder)
+        failpoint("hub.after-commit")
         return snapshot
+
+    @contextlib.contextmanager
+    def hidden(self, commit: str) -> Iterator[Path]:
+        """Take a snapshot out of the cache at once, and remove it when the block is done with its blobs.
+
+        Yields the folder that it is moved to: what a kill leaves there is a leftover like that of an interrupted
+        download, and never half a snapshot that seems whole.
+        """
+        staged = self.staged(commit)
+        shutil.rmtree(staged, ignore_errors=True)
+        os.rename(self.snapshots / commit, staged)
+        for mark in (self.mark_of_ours(commit), self.mark_of_superseded(commit)):
+            mark.unlink(missing_ok=True)
+        yield staged
+        shutil.rmtree(staged, ignore_errors=True)
 
     def find(self, revision: str | None) -> Snapshot | None:
         """The complete snapshot of a branch, tag or commit (default: main, else the newest), if there."""
@@ -164,7 +189,11 @@ class RepositoryFolder:
 
     def sweep(self, older_than_seconds: float) -> int:
         """Remove what an interrupted download left, if untouched that long; bytes freed."""
-        leftovers = [path for path in self.partials.iterdir() if path.suffix != ".ours"]
+        leftovers = [
+            path
+            for path in self.partials.iterdir()
+            if path.suffix not in (".ours", ".superseded") or not (self.snapshots / path.stem).exists()
+        ]
         newest = max((path.lstat().st_mtime for path in leftovers), default=0.0)
         if time.time() - newest < older_than_seconds:
             return 0
@@ -172,11 +201,12 @@ class RepositoryFolder:
         for path in leftovers:
             if path.is_dir():
                 freed_bytes += self._remove_unreferenced(path)
+                self._remove_dead_refs(path.name)
                 shutil.rmtree(path)
             else:
                 freed_bytes += path.lstat().st_size
                 path.unlink()
-        for folder in (self.partials, self.blobs, self.snapshots, self.path):
+        for folder in (self.partials, self.blobs, self.snapshots, self.refs, self.path):
             with contextlib.suppress(OSError):  # Not empty: somebody's files.
                 folder.rmdir()
         return freed_bytes
@@ -196,6 +226,14 @@ class RepositoryFolder:
                 freed_bytes += blob.stat().st_size
                 blob.unlink()
         return freed_bytes
+
+    def _remove_dead_refs(self, commit: str) -> None:
+        """Remove the names of a commit whose deletion was interrupted."""
+        if (self.snapshots / commit).exists():
+            return
+        for ref in self.refs.rglob("*"):
+            if ref.is_file() and ref.read_bytes().strip() == commit.encode():
+                ref.unlink()
 
     def _candidates(self, revision: str | None) -> list[str]:
         if revision is not None and _COMMIT.fullmatch(revision):
@@ -247,6 +285,24 @@ def cached_models(cache_dir: Path) -> list[Snapshot]:
     folders = sorted(cache_dir.glob("models--*--*"))
     found = (RepositoryFolder(cache_dir, _model_id(folder)).find(None) for folder in folders)
     return [snapshot for snapshot in found if snapshot is not None]
+
+
+def cache_dir_of(snapshot: Path) -> Path | None:
+    """The cache that a snapshot's folder lies in; None for a folder that is laid out otherwise."""
+    if snapshot.parent.name != "snapshots" or not snapshot.parents[1].name.startswith("models--"):
+        return None
+    return snapshot.parents[2]
+
+
+def superseded_snapshots(cache_dir: Path) -> list[Path]:
+    """The folders of revisions that updates have replaced and that wait for their removal; reads the disk."""
+    marks = sorted(cache_dir.glob("models--*/.mlxgui/*.superseded"))
+    return [mark.parents[1] / "snapshots" / mark.stem for mark in marks]
+
+
+def model_id_of(snapshot: Path) -> str:
+    """The hub id of a snapshot's folder."""
+    return _model_id(snapshot.parents[1])
 
 
 def sweep_partials(

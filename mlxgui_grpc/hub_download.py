@@ -10,14 +10,14 @@ import dataclasses
 import os
 import queue
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from shutil import disk_usage
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-import msgspec
-
+from mlxgui_grpc import failpoints
+from mlxgui_grpc.failpoints import failpoint
 from mlxgui_grpc.hub_cache import RepositoryBusyError, RepositoryFolder
+from mlxgui_grpc.hub_child import Emit, end_with_the_server, library_environment, open_reports, read_jobs
 from mlxgui_grpc.hub_failures import as_failure, rate_limited, retry_after_seconds
 from mlxgui_grpc.hub_files import (
     MAX_WEIGHT_FILE_BYTES,
@@ -30,10 +30,8 @@ from mlxgui_grpc.hub_frames import (
     DeleteJob,
     Downloaded,
     DownloadJob,
-    Job,
     JobError,
     Progress,
-    Report,
 )
 from mlxgui_grpc.hub_part import Meter, PartFile, wrong_size
 
@@ -48,27 +46,19 @@ METADATA_TIMEOUT_SECONDS = 30.0
 MAX_PATIENCE_SECONDS = 20.0
 """A hub that asks to wait longer than this is reported to the caller rather than waited for."""
 
-Emit = Callable[[Report], None]
-
 
 def main() -> None:
     """Run the job on standard input."""
-    reports = os.dup(1)
-    os.dup2(2, 1)  # Whatever a library prints is not a report.
-    job = msgspec.json.decode(_read_line(0), type=Job)
-    os.environ.update(_library_environment(job))
+    failpoints.arm(os.environ.get(failpoints.ENVIRONMENT, ""), control_pid=os.getppid())
+    emit = open_reports()
+    job = next(read_jobs())
+    assert isinstance(job, DownloadJob | DeleteJob)
+    endpoint = job.endpoint if isinstance(job, DownloadJob) else None
+    os.environ.update(library_environment(endpoint), HF_HUB_CACHE=job.cache_dir)
     os.environ.pop("HF_DEBUG", None)  # It logs every request.
-    lock = threading.Lock()
-
-    def emit(report: Report) -> None:
-        line = memoryview(msgspec.json.encode(report) + b"\n")
-        with lock:
-            while line:
-                line = line[os.write(reports, line) :]
-
     try:
         if isinstance(job, DownloadJob):
-            threading.Thread(target=_end_with_the_server, name="control", daemon=True).start()
+            threading.Thread(target=end_with_the_server, name="control", daemon=True).start()
             emit(download(job, emit))
         else:
             emit(delete(job))
@@ -76,40 +66,6 @@ def main() -> None:
         emit(as_failure(error, job))
         # Other threads may wait on the network for seconds; nothing of theirs is worth that.
         os._exit(1)
-
-
-def _read_line(descriptor: int) -> bytes:
-    line = bytearray()
-    while not line.endswith(b"\n"):
-        chunk = os.read(descriptor, 65536)
-        if not chunk:
-            break
-        line += chunk
-    return bytes(line)
-
-
-def _end_with_the_server() -> None:
-    # os.read, because a daemon thread inside a buffered reader upsets the interpreter's shutdown.
-    while os.read(0, 4096):
-        pass
-    os._exit(2)
-
-
-def _library_environment(job: Job) -> dict[str, str]:
-    """What huggingface_hub reads when it is imported."""
-    environment = {
-        # Xet has a cache, retries and partial files of its own, and cannot resume into ours.
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_VERBOSITY": "critical",
-        # The server has decided already whether it may go online.
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_CACHE": job.cache_dir,
-    }
-    if isinstance(job, DownloadJob) and job.endpoint:
-        environment["HF_ENDPOINT"] = job.endpoint
-    return environment
 
 
 def download(job: DownloadJob, emit: Emit) -> Downloaded:
@@ -175,9 +131,12 @@ def delete(job: DeleteJob) -> Deleted:
             # Forks share commit hashes, and the library would take the first repository that has one.
             cache = dataclasses.replace(cache, repos=repositories)
             strategy = _confined(cache.delete_revisions(job.revision), folder)
-            strategy.execute()
-            folder.mark_of_ours(job.revision).unlink(missing_ok=True)
-            if (folder.snapshots / job.revision).exists():
+            failpoint("hub.before-delete")
+            with folder.hidden(job.revision) as remainder:
+                failpoint("hub.in-delete")
+                strategy.execute()
+            failpoint("hub.after-delete")
+            if remainder.exists():
                 raise JobError(
                     "MODEL_DELETE_FAILED",
                     f"The files of '{job.model_id}' could not be removed; check '{folder.path}'.",
@@ -295,10 +254,13 @@ def _fetch(
         with PartFile.opened(part_path, file, job.model_id, meter) as part:
             is_resumed = part.size_bytes > 0
             _get(job, commit, file, part)
+            failpoint("hub.before-sync")
             part.sync()
             is_right = part.etag() == file.etag
         if is_right:
+            failpoint("hub.before-rename")
             os.replace(part_path, folder.verified(file.etag))
+            failpoint("hub.after-rename")
             meter.finish(file)
             return
         part_path.unlink()

@@ -6,35 +6,42 @@ import traceback
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from mlxgui_grpc.hub_frames import DownloadJob, Failed, Job, JobError
+from mlxgui_grpc.hub_frames import DeleteJob, DownloadJob, Failed, Job, JobError, LookupJob, SearchJob
 
 if TYPE_CHECKING:
     from httpx2 import Response
+
+OnlineJob = DownloadJob | LookupJob
 
 
 def as_failure(error: BaseException, job: Job) -> Failed:
     """What went wrong, as a reason and one sentence with the way out; never the token, never a signed URL."""
     if isinstance(error, JobError):
         return error.failed
-    known = _hub_failure(error, job) if isinstance(job, DownloadJob) else None
+    known = None if isinstance(job, DeleteJob) else _hub_failure(error, job)
     if known is not None:
         return known.failed
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Failed(
-            "DISK_FULL", f"The disk of {job.cache_dir} is full; free some space and repeat the install."
-        )
-    if isinstance(error, OSError) and error.errno is not None:
-        return Failed("INTERNAL", f"The cache {job.cache_dir} cannot be written: {os.strerror(error.errno)}.")
+    if isinstance(error, OSError) and not isinstance(job, LookupJob):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return Failed(
+                "DISK_FULL", f"The disk of {job.cache_dir} is full; free some space and repeat the install."
+            )
+        if error.errno is not None:
+            return Failed(
+                "INTERNAL", f"The cache {job.cache_dir} cannot be written: {os.strerror(error.errno)}."
+            )
     text = "".join(traceback.format_exception(error))
-    if isinstance(job, DownloadJob) and job.token:
+    if not isinstance(job, DeleteJob) and job.token:
         text = text.replace(job.token, "***")
     os.write(2, text.encode())
-    return Failed(
-        "INTERNAL", f"The job on '{job.model_id}' failed ({type(error).__name__}); the log has details."
-    )
+    return Failed("INTERNAL", f"The {_words(job)} failed ({type(error).__name__}); the log has details.")
 
 
-def _hub_failure(error: BaseException, job: DownloadJob) -> JobError | None:
+def _words(job: Job) -> str:
+    return "search of the hub" if isinstance(job, SearchJob) else f"job on '{job.model_id}'"
+
+
+def _hub_failure(error: BaseException, job: OnlineJob) -> JobError | None:
     import httpx2
     from huggingface_hub.errors import (
         DisabledRepoError,
@@ -45,8 +52,10 @@ def _hub_failure(error: BaseException, job: DownloadJob) -> JobError | None:
         RevisionNotFoundError,
     )
 
-    model_id = job.model_id
     hub = _shown_endpoint(job)
+    if isinstance(error, HfHubHTTPError) and isinstance(job, SearchJob):
+        return _status_failure(error.response, job, hub)
+    model_id = "" if isinstance(job, SearchJob) else job.model_id
     if isinstance(error, HFValidationError):
         return JobError(
             "INVALID_PARAMETER", f"'{model_id}' is not a hub id.", field="model_id", model_id=model_id
@@ -67,7 +76,7 @@ def _hub_failure(error: BaseException, job: DownloadJob) -> JobError | None:
             model_id=model_id,
         )
     if isinstance(error, RevisionNotFoundError):
-        revision = job.revision or "main"
+        revision = (job.revision if isinstance(job, DownloadJob) else None) or "main"
         return JobError(
             "HUB_REPO_NOT_FOUND",
             f"Revision '{revision}' of '{model_id}' not found on the hub; name a branch, a tag or a commit.",
@@ -95,11 +104,14 @@ def _hub_failure(error: BaseException, job: DownloadJob) -> JobError | None:
     return None
 
 
-def _status_failure(response: "Response", job: DownloadJob, hub: str) -> JobError:
+def _status_failure(response: "Response", job: OnlineJob, hub: str) -> JobError:
     status = response.status_code
     if status == 429:
         return rate_limited(response)
-    if status in (401, 403):
+    if isinstance(job, SearchJob):
+        if status in (401, 403):
+            return JobError("HUB_ACCESS_DENIED", f"The hub at {hub} refuses a search; check HF_TOKEN.")
+    elif status in (401, 403):
         if job.token or status == 403:
             return JobError(
                 "HUB_ACCESS_DENIED",
@@ -107,7 +119,7 @@ def _status_failure(response: "Response", job: DownloadJob, hub: str) -> JobErro
                 model_id=job.model_id,
             )
         return _not_found(job.model_id)
-    if status == 404:
+    elif status == 404:
         return _not_found(job.model_id)
     return JobError(
         "HUB_UNAVAILABLE",
@@ -140,10 +152,15 @@ def rate_limited(response: "Response") -> JobError:
 def retry_after_seconds(response: "Response") -> float:
     """How long the answer asks to wait; 0 when it does not say."""
     text = response.headers.get("Retry-After", "")
-    return float(text) if text.isascii() and text.isdigit() else 0.0
+    if text.isascii() and text.isdigit():
+        return float(text)
+    from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
+
+    limit = parse_ratelimit_headers(response.headers)
+    return float(limit.reset_in_seconds) if limit is not None and limit.remaining == 0 else 0.0
 
 
-def _shown_endpoint(job: DownloadJob) -> str:
+def _shown_endpoint(job: OnlineJob) -> str:
     """The hub's address without a password that may be in it."""
     from huggingface_hub import constants
 

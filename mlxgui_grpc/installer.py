@@ -1,4 +1,4 @@
-"""Installs models, from the hub or from a directory, and removes them."""
+"""Installs models, from the hub or from a directory, updates and removes them."""
 
 import asyncio
 import contextlib
@@ -14,13 +14,19 @@ from mlxgui_grpc.catalog import Catalog, InstalledModel, Origin
 from mlxgui_grpc.errors import (
     InvalidRequestError,
     ModelExistsError,
+    ModelIncompatibleError,
     ModelInUseError,
     ModelServerError,
+    ModelUnsafeError,
     PermissionDeniedError,
 )
-from mlxgui_grpc.hub import DownloadProgress, Hub, check_model_id, check_revision
+from mlxgui_grpc.hub import DownloadProgress, Hub, Snapshot, check_model_id, check_revision
+from mlxgui_grpc.hub_cache import cache_dir_of
+from mlxgui_grpc.joining import joinable
+from mlxgui_grpc.model_facts import MAIN, branch_of, described
 from mlxgui_grpc.operations import InstallProgress, Operation, Operations
 from mlxgui_grpc.residency import Residency
+from mlxgui_grpc.superseded import SupersededRevisions
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +61,22 @@ class Installer:
         self._residency = residency
         self._hub = hub
         self._model_roots = model_roots
+        self._registering = asyncio.Lock()
+        self._removing_files = asyncio.Lock()
+        """Held from the decision that nobody needs the files of a model until they are gone."""
+        self._superseded = SupersededRevisions(catalog, hub, self._is_in_memory)
+        self._recovery: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Remove, in the background, what updates of an earlier server have replaced."""
+        self._recovery = asyncio.get_running_loop().create_task(self._superseded.recover())
+
+    async def close(self) -> None:
+        """End what runs in the background."""
+        self._superseded.close()
+        if self._recovery is not None:
+            self._recovery.cancel()
+            await asyncio.wait([self._recovery])
 
     async def install_from_hub(
         self, model_id: str, name: str, revision: str, *, force: bool = False, request_id: str = ""
@@ -65,7 +87,7 @@ class Installer:
             check_revision(revision)
         name = naming.check_name(name) if name else naming.default_name(model_id)
         request = {"model_id": model_id, "revision": revision, "force": force, "request_id": request_id}
-        if joined := self._join(name, request):
+        if joined := joinable(self._operations, "install", name, request):
             return joined
         self._refuse_foreign(name, model_id, force=force)
 
@@ -97,7 +119,7 @@ class Installer:
             raise InvalidRequestError(f"{directory} is not a directory", field="local_directory")
         name = naming.check_name(name) if name else naming.default_name(str(path))
         request = {"local_directory": str(path), "force": force, "request_id": request_id}
-        if joined := self._join(name, request):
+        if joined := joinable(self._operations, "install", name, request):
             return joined
         existing = self._catalog.find(name)
         if existing is not None and existing.path != path and not force:
@@ -109,6 +131,33 @@ class Installer:
             return await self._register(path, name, Origin.DIRECTORY)
 
         return await self._operations.start("install", name, InstallProgress(), action, request)
+
+    async def update(self, name: str, revision: str, *, request_id: str = "") -> Operation:
+        """Start to install a newer revision (default: the branch that was installed, as it is now), or join.
+
+        Raises ModelIncompatibleError for a model that is not from the hub, ModelInUseError while it is being
+        installed or updated to another revision.
+        """
+        model = self._catalog.get(name)
+        if model.origin is not Origin.HUB:
+            raise ModelIncompatibleError(
+                f"Model '{model.name}' does not come from the hub: install it again from where its newer files are",
+                model=model.name,
+            )
+        if revision:
+            check_revision(revision)
+        if running := self._operations.running("install", model.name):
+            raise ModelInUseError(
+                f"Model '{model.name}' is being installed; wait for operation {running.id}", model=model.name
+            )
+        request = {"model_id": model.huggingface_id, "revision": revision, "request_id": request_id}
+        if joined := joinable(self._operations, "update", model.name, request):
+            return joined
+
+        async def action(operation: Operation) -> InstalledModel:
+            return await self._update(operation, model, revision or branch_of(model))
+
+        return await self._operations.start("update", model.name, InstallProgress(), action, request)
 
     async def available(self) -> list[InstalledModel]:
         """Models in the hub's cache that are not installed, by hub id, under the names they would get; their id is 0.
@@ -135,29 +184,35 @@ class Installer:
     async def remove(self, name: str, *, remove_files: bool, force: bool) -> Removal:
         """Unload a model, forget it, and remove its files where they are ours to remove.
 
-        Raises ModelInUseError when requests run and `force` is not set, ModelDeleteFailedError.
+        Raises ModelInUseError when requests run and `force` is not set.
         """
         model = self._catalog.get(name)
-        if running := self._operations.running("install", model.name):
-            if not force:
-                raise ModelInUseError(
-                    f"Model '{model.name}' is being installed; cancel operation {running.id} first",
-                    model=model.name,
-                )
-            await self._operations.cancel(running)
+        for kind, words in (("install", "installed"), ("update", "updated")):
+            if running := self._operations.running(kind, model.name):
+                if not force:
+                    raise ModelInUseError(
+                        f"Model '{model.name}' is being {words}; cancel operation {running.id} first",
+                        model=model.name,
+                    )
+                await self._operations.cancel(running)
         with self._residency.removing(model):  # A request that comes now must not load it again.
             await self._residency.unload(model.name, force=force)
-            kept_reason = self._kept_reason(model) if remove_files else ""
-            # The entry first: a crash between the two leaves files that a repeated install finds, never an entry
-            # without files.
-            await self._catalog.remove(model.name)
-            self._on_change(model.name, "deleted")
-            removes_files = remove_files and not kept_reason
-            freed = 0
-            if removes_files:
-                freed = await asyncio.to_thread(
-                    self._hub.delete_revision, model.huggingface_id, model.revision
-                )
+            async with self._removing_files:
+                kept_reason = self._kept_reason(model) if remove_files else ""
+                # The entry first: a crash between the two leaves files that a repeated install finds, never an entry
+                # without files.
+                await self._catalog.remove(model.name)
+                self._on_change(model.name, "deleted")
+                removes_files = remove_files and not kept_reason
+                freed = 0
+                if removes_files:
+                    try:
+                        freed = await asyncio.to_thread(
+                            self._hub.delete_revision, model.huggingface_id, model.revision, model.path
+                        )
+                    except ModelServerError as error:  # The model is gone all the same.
+                        removes_files, kept_reason = False, error.message
+        await self._superseded.sweep()
         log.info("deleted %s (%s)", model.name, kept_reason or f"{freed} bytes freed")
         return Removal(model.name, removes_files, freed, kept_reason)
 
@@ -183,7 +238,7 @@ class Installer:
                         path=snapshot.path,
                         huggingface_id=snapshot.model_id,
                         revision=snapshot.revision,
-                        **_described(checkpoint.inspect(snapshot.path)),
+                        **described(checkpoint.inspect(snapshot.path)),
                     )
                 )
         return models
@@ -197,43 +252,16 @@ class Installer:
         sharing = [
             other.name
             for other in self._catalog.models()
-            if other.id != model.id
-            and other.huggingface_id == model.huggingface_id
-            and other.revision == model.revision
+            if other.id != model.id and other.path == model.path
+        ]
+        # An install that runs may have found them already.
+        sharing += [
+            operation.model
+            for operation in self._operations.list(include_done=False)
+            if operation.kind == "install"
+            and str(operation.request.get("model_id", "")).lower() == model.huggingface_id.lower()
         ]
         return f"model '{sharing[0]}' uses the same files" if sharing else ""
-
-    def _join(self, name: str, request: dict[str, Any]) -> Operation | None:
-        """The operation that does, or did, what is asked for; a failed one is not joined."""
-
-        def is_same(operation: Operation) -> bool:
-            return operation.model.casefold() == name.casefold() and {
-                **operation.request,
-                "request_id": "",
-            } == {**request, "request_id": ""}
-
-        if request_id := request["request_id"]:
-            if len(request_id) > 36 or not request_id.isascii():
-                raise InvalidRequestError(
-                    "request_id must be at most 36 ASCII characters", field="request_id"
-                )
-            for operation in self._operations.list(include_done=True):
-                if operation.request.get("request_id") != request_id:
-                    continue
-                if not is_same(operation):
-                    raise InvalidRequestError(
-                        "request_id was used for another install: choose another", field="request_id"
-                    )
-                if operation.result is not None or not operation.is_done:
-                    return operation
-        running = self._operations.running("install", name)
-        if running is None:
-            return None
-        if is_same(running):
-            return running
-        raise ModelExistsError(
-            f"A model named '{name}' is being installed from elsewhere; choose another name", model=name
-        )
 
     def _refuse_foreign(self, name: str, model_id: str, *, force: bool) -> None:
         existing = self._catalog.find(name)
@@ -254,6 +282,51 @@ class Installer:
     async def _install_from_hub(
         self, operation: Operation, model_id: str, name: str, revision: str, *, force: bool
     ) -> InstalledModel:
+        async with self._removing_files:
+            pass  # A removal that is under way does not know of this install, and what it removes must not be found.
+        existing = self._catalog.find(name)
+        is_there = existing is not None and existing.huggingface_id.lower() == model_id.lower()
+        cache_dir = await asyncio.to_thread(_cache_dir, existing) if existing and is_there else None
+        # What is in the cache already needs no hub: an installed program works offline.
+        snapshot = None
+        if not force:
+            snapshot = await asyncio.to_thread(self._hub.find_cached, model_id, revision or None, cache_dir)
+        if snapshot is None:
+            snapshot = await self._hub.download(
+                model_id, revision or None, self._reporter(operation), force=force, cache_dir=cache_dir
+            )
+        return await self._register_snapshot(operation, snapshot, name, revision or MAIN)
+
+    async def _update(self, operation: Operation, model: InstalledModel, branch: str) -> InstalledModel:
+        cache_dir = await asyncio.to_thread(_cache_dir, model)
+        snapshot = await self._hub.download(
+            model.huggingface_id, branch, self._reporter(operation), cache_dir=cache_dir
+        )
+        # It may have been deleted meanwhile, and must not come back.
+        current = self._catalog.get(model.name)
+        if snapshot.path == current.path:
+            operation.warnings.append(
+                f"'{current.name}' is up to date: {branch} is revision {snapshot.revision[:12]}, as installed"
+            )
+            await self._superseded.sweep()
+            return await self._remember_branch(current, branch)
+        try:
+            return await self._register_snapshot(operation, snapshot, current.name, branch)
+        except (ModelIncompatibleError, ModelUnsafeError):
+            if snapshot.is_ours:  # Nobody will use these files.
+                await self._superseded.add(snapshot.path)
+                await self._superseded.sweep()
+            raise
+
+    async def _remember_branch(self, model: InstalledModel, branch: str) -> InstalledModel:
+        """Later updates follow the branch that was asked for last."""
+        if branch_of(model) == branch:
+            return model
+        metadata = json.dumps({**json.loads(model.metadata), "branch": branch})
+        return await self._catalog.update(model.name, metadata=metadata)
+
+    def _reporter(self, operation: Operation) -> Callable[[DownloadProgress], None]:
+        """What a download tells, as the operation's progress."""
         progress = self._progress(operation)
 
         def report(now: DownloadProgress) -> None:
@@ -264,22 +337,33 @@ class Installer:
             progress.bytes_per_second, progress.remaining_seconds = now.bytes_per_second, now.eta_seconds
             operation.changed()
 
-        # What is in the cache already needs no hub: an installed program works offline.
-        snapshot = (
-            None if force else await asyncio.to_thread(self._hub.find_cached, model_id, revision or None)
-        )
-        if snapshot is None:
-            snapshot = await self._hub.download(model_id, revision or None, report, force=force)
-        progress.phase = "registering"
+        return report
+
+    async def _register_snapshot(
+        self, operation: Operation, snapshot: Snapshot, name: str, branch: str
+    ) -> InstalledModel:
+        self._progress(operation).phase = "registering"
         operation.changed()
-        return await self._register(
+        model = await self._register(
             snapshot.path,
             name,
             Origin.HUB,
-            huggingface_id=model_id,
+            huggingface_id=snapshot.model_id,
             revision=snapshot.revision,
             is_download=snapshot.is_ours,
+            branch=branch,
         )
+        for resident in self._residency.residents():
+            if resident.model.id == model.id and resident.model.path != model.path:
+                operation.warnings.append(
+                    f"'{model.name}' is in memory and goes on with revision {resident.model.revision[:12]} until it "
+                    "is next loaded"
+                )
+        await self._superseded.sweep()
+        return model
+
+    def _is_in_memory(self, path: Path) -> bool:
+        return any(resident.model.path == path for resident in self._residency.residents())
 
     async def _register(
         self,
@@ -290,7 +374,9 @@ class Installer:
         huggingface_id: str = "",
         revision: str = "",
         is_download: bool = False,
+        branch: str = "",
     ) -> InstalledModel:
+        """Enter a model into the registry, or give the entry of that name these files."""
         found = await asyncio.to_thread(checkpoint.inspect, path)
         values: dict[str, Any] = {
             "origin": origin,
@@ -299,13 +385,20 @@ class Installer:
             "revision": revision,
             "is_download": is_download,
             "error_message": "",
-            **_described(found),
+            **described(found, branch),
         }
-        if existing := self._catalog.find(name):
-            if existing.path != path:
-                await self._residency.unload(existing.name, force=True)
-            return await self._catalog.update(existing.name, **values)
-        model = await self._catalog.add(InstalledModel(name=name, **values))
+        async with self._registering:
+            if existing := self._catalog.find(name):
+                if existing.path != path:
+                    if existing.huggingface_id.lower() == huggingface_id.lower() != "":
+                        # The mark first: a crash in between leaves a mark on files that are in use, which the next
+                        # start takes away, and never files that nobody knows.
+                        if existing.is_download and cache_dir_of(existing.path):
+                            await self._superseded.add(existing.path)
+                    else:
+                        await self._residency.unload(existing.name, force=True)
+                return await self._catalog.update(existing.name, **values)
+            model = await self._catalog.add(InstalledModel(name=name, **values))
         self._on_change(model.name, "unloaded")
         return model
 
@@ -315,20 +408,6 @@ class Installer:
         return operation.progress
 
 
-def _described(found: checkpoint.Checkpoint) -> dict[str, Any]:
-    """What the registry keeps of what the files say."""
-    metadata = {
-        "architecture": found.architecture,
-        "parameter_count": found.parameter_count,
-        "quantization_bits": found.quantization_bits,
-        "has_chat_template": found.has_chat_template,
-        "has_tools": "tool" in found.template,
-        "has_thinking": "<think>" in found.template,
-    }
-    return {
-        "type": found.type,
-        "size_bytes": found.size_bytes,
-        "memory_bytes": found.memory_bytes,
-        "context_length": found.context_length,
-        "metadata": json.dumps(metadata),
-    }
+def _cache_dir(model: InstalledModel) -> Path | None:
+    """The cache that an installed model is in, where it stays when new ones go elsewhere; None: it is not there."""
+    return cache_dir_of(model.path) if model.path.is_dir() else None

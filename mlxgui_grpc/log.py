@@ -18,5 +18,16 @@ def configure_logging(directory: Path, level: str) -> Path:
     console = logging.StreamHandler(sys.stderr)
     console.setLevel(logging.WARNING)
     console.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    logging.basicConfig(level=level.upper(), handlers=[rotating, console], force=True)
+    logging.basicConfig(handlers=[rotating, console], force=True)
+    set_log_level(level)
     return file
+
+
+def set_log_level(level: str) -> None:
+    """Least level from now on, in the log and of what other processes say, which comes through this one's log.
+
+    DEBUG is for what we say: gRPC's own would drown it.
+    """
+    number = logging.getLevelNamesMapping()[level.upper()]
+    logging.getLogger().setLevel(max(number, logging.INFO))
+    logging.getLogger("mlxgui_grpc").setLevel(number)

@@ -11,9 +11,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlxgui_grpc.catalog import KEPT_OPERATIONS, Catalog, InstalledModel, OperationRecord
+from mlxgui_grpc.catalog import (
+    KEPT_OPERATION_SECONDS,
+    KEPT_OPERATIONS,
+    Catalog,
+    InstalledModel,
+    OperationRecord,
+)
 from mlxgui_grpc.errors import (
     BY_REASON,
+    DiskFullError,
     InternalError,
     ModelServerError,
     OperationCancelledError,
@@ -47,6 +54,10 @@ class LoadProgress:
     phase: str = "queued"
     queue_position: int = 0
     attempt: int = 1
+    evicted_models: list[str] = field(default_factory=list)
+    done_bytes: int = 0
+    total_bytes: int = 0
+    memory_warning: str = ""
 
 
 @dataclass(eq=False, slots=True)
@@ -63,6 +74,8 @@ class Operation:
     result: InstalledModel | None = None
     error: ModelServerError | None = None
     warnings: list[str] = field(default_factory=list)
+    is_recorded: bool = False
+    """On the disk: from now on a later server answers for it."""
     is_done: bool = False
     task: asyncio.Task[None] | None = None
     version: int = 0
@@ -86,26 +99,34 @@ class Operations:
         self._operations: OrderedDict[str, Operation] = OrderedDict()
 
     async def recover(self, records: list[OperationRecord]) -> None:
-        """Take over the operations of earlier servers. What they left unfinished has failed; an install that is
-        asked for again resumes its download."""
+        """Take over the operations of earlier servers. What they left unfinished has failed, but for an install whose
+        model they had registered; an install that is asked for again resumes its download."""
         for record in records:
             operation = Operation(
                 id=record.id,
                 kind=record.kind,
                 model=record.model,
-                progress=InstallProgress() if record.kind == "install" else LoadProgress(),
+                progress=LoadProgress() if record.kind == "load" else InstallProgress(),
                 request=json.loads(record.request),
                 create_time=record.create_time,
                 update_time=record.update_time,
+                is_recorded=True,
                 is_done=True,
             )
             if record.state == "failed":
                 operation.error = BY_REASON.get(record.error_reason, InternalError)(record.error_message)
             elif record.state == "running":
-                operation.error = ServerDrainingError(
-                    f"The server ended before the {record.kind} of '{record.model}' was done; start it again"
-                )
-                await self._save(operation)
+                operation.result = self._installed_by(operation)
+                if operation.result is None:
+                    operation.error = ServerDrainingError(
+                        f"The server ended before the {record.kind} of '{record.model}' was done; start it again"
+                    )
+                try:
+                    await self._save(operation)
+                except (
+                    DiskFullError
+                ) as error:  # No reason not to serve: the next start finds it unfinished again.
+                    log.warning("operation %s: %s", operation.id, error.message)
             else:
                 operation.result = self._catalog.find(record.model)
             self._operations[operation.id] = operation
@@ -118,12 +139,15 @@ class Operations:
         action: Callable[[Operation], Awaitable[InstalledModel]],
         request: dict[str, Any] | None = None,
     ) -> Operation:
-        """Begin an action in a task of its own; it goes on when the caller leaves."""
+        """Begin an action in a task of its own; it goes on when the caller leaves.
+
+        Returns when the operation is on the disk, or has ended because it could not be written there.
+        """
         operation = Operation(f"op-{uuid.uuid4().hex[:16]}", kind, model, progress, request or {})
         self._operations[operation.id] = operation
         self._forget_old()
         operation.task = asyncio.get_running_loop().create_task(self._run(operation, action))
-        await asyncio.sleep(0)  # A task that is cancelled before it began would never say that it is done.
+        await self._recorded(operation)
         return operation
 
     def get(self, operation_id: str) -> Operation:
@@ -181,6 +205,9 @@ class Operations:
 
     async def cancel(self, operation: Operation) -> None:
         """Stop an action and wait until it has; one that is done stays as it is."""
+        await self._recorded(
+            operation
+        )  # A task that is cancelled before it began would never say that it is done.
         if operation.task is not None and not operation.is_done:
             operation.task.cancel()
             await asyncio.wait([operation.task])
@@ -189,6 +216,16 @@ class Operations:
         """Stop everything; what is stopped is marked so, and can be started again."""
         for operation in list(self._operations.values()):
             await self.cancel(operation)
+
+    async def tidy(self) -> None:
+        """Forget what ended more than a week ago, and the oldest of too many; to be called now and then."""
+        self._forget_old(time.time() - KEPT_OPERATION_SECONDS)
+        await self._catalog.forget_operations()
+
+    async def _recorded(self, operation: Operation) -> None:
+        """Return when it is on the disk, or has ended without."""
+        while not (operation.is_recorded or operation.is_done):
+            await self._change(operation)
 
     @staticmethod
     async def _change(operation: Operation) -> None:
@@ -205,6 +242,8 @@ class Operations:
     ) -> None:
         try:
             await self._save(operation)
+            operation.is_recorded = True
+            operation.changed()
             operation.result = await action(operation)
         except asyncio.CancelledError:
             operation.error = OperationCancelledError(
@@ -247,7 +286,16 @@ class Operations:
             )
         )
 
-    def _forget_old(self) -> None:
-        done = [operation.id for operation in self._operations.values() if operation.is_done]
-        for operation_id in done[: max(0, len(done) - KEPT_OPERATIONS)]:
-            del self._operations[operation_id]
+    def _installed_by(self, operation: Operation) -> InstalledModel | None:
+        """The model that an install had added to the registry when its server died."""
+        model = self._catalog.find(operation.model) if operation.kind == "install" else None
+        if model is None or model.create_time < operation.create_time:
+            return None
+        sources = (operation.request.get("model_id"), operation.request.get("local_directory"))
+        return model if sources in ((model.huggingface_id, None), (None, str(model.path))) else None
+
+    def _forget_old(self, oldest_time: float = 0.0) -> None:
+        done = [operation for operation in self._operations.values() if operation.is_done]
+        surplus = done[: max(0, len(done) - KEPT_OPERATIONS)]
+        for operation in [*surplus, *(old for old in done if old.update_time < oldest_time)]:
+            self._operations.pop(operation.id, None)

@@ -1,4 +1,7 @@
-"""Who listens on a port of this machine, for messages about ports in use."""
+"""Who listens on a port of this machine, and whether a server could."""
+
+import errno
+import socket
 
 import psutil
 
@@ -18,3 +21,24 @@ def port_holder(port: int) -> str:
     except (psutil.Error, OSError):
         pass
     return ""
+
+
+def why_not_free(host: str, port: int) -> str:
+    """Why a server could not listen there now, for example `it is used by process 7 (nginx)`; empty when it could."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            # As servers do: a port whose last connections are only lingering counts as free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen(1)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return f"it is used by {port_holder(port) or 'another program'}"
+        return error.strerror or str(error)
+    return ""
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether nobody listens there."""
+    return not why_not_free(host, port).startswith("it is used")

@@ -32,8 +32,9 @@ class Addresses:
 class StateDirectory:
     """A locked state folder. Closing unlocks it."""
 
-    def __init__(self, config: ServerConfig) -> None:
-        """Create the folders and take the lock; raises StateDirectoryLockedError when another server has it."""
+    def __init__(self, config: ServerConfig, inherited_lock: int | None = None) -> None:
+        """Create the folders and take the lock, unless the descriptor `inherited_lock` holds it already; raises
+        StateDirectoryLockedError when another server has it."""
         os.umask(0o077)
         self._run = config.run_directory
         for folder in (
@@ -45,21 +46,7 @@ class StateDirectory:
         ):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             folder.chmod(0o700)  # Also one that was there: everything of ours lies behind these.
-        self._lock = os.open(
-            config.run_directory / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(self._lock, 32).decode("ascii", "ignore").strip() or "unknown"
-            os.close(self._lock)
-            raise StateDirectoryLockedError(
-                f"Another server (process {holder}) uses {config.home}: stop it, or choose another folder with "
-                "--home or MLX_GUI_HOME",
-                process=holder,
-            ) from None
-        os.ftruncate(self._lock, 0)
-        os.write(self._lock, str(os.getpid()).encode())
+        self._lock = _lock(config.run_directory / "server.lock", config.home, inherited_lock)
         for leftover in config.view_directory.iterdir():
             shutil.rmtree(leftover, ignore_errors=True)
         self.socket = self._socket_path()
@@ -73,9 +60,14 @@ class StateDirectory:
 
     def close(self) -> None:
         """Forget the addresses and unlock."""
+        self.leave_locked()
+        os.close(self._lock)
+
+    def leave_locked(self) -> int:
+        """Forget the addresses; the descriptor of the lock, which stays taken as long as that is open."""
         (self._run / "address.json").unlink(missing_ok=True)
         self.socket.unlink(missing_ok=True)
-        os.close(self._lock)
+        return self._lock
 
     def _socket_path(self) -> Path:
         path = self._run / "grpc.sock"
@@ -91,3 +83,31 @@ class StateDirectory:
                 f"{folder} belongs to somebody else: remove it, or use a shorter --home"
             )
         return folder / "grpc.sock"
+
+
+def _lock(path: Path, home: Path, inherited: int | None) -> int:
+    """A descriptor of the file that holds its lock, and whose text is our process id."""
+    if inherited is not None and _is_open_on(inherited, path):
+        os.set_inheritable(inherited, False)
+        return inherited
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(descriptor, 32).decode("ascii", "ignore").strip() or "unknown"
+        os.close(descriptor)
+        raise StateDirectoryLockedError(
+            f"Another server (process {holder}) uses {home}: stop it, or choose another folder with --home or "
+            "MLX_GUI_HOME",
+            process=holder,
+        ) from None
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, str(os.getpid()).encode())
+    return descriptor
+
+
+def _is_open_on(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False

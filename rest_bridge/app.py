@@ -10,7 +10,7 @@ from werkzeug.routing import RequestRedirect
 
 from rest_bridge import wall, web
 from rest_bridge.errors import ApiError, too_large
-from rest_bridge.routes import discover, models, openai, operations, system
+from rest_bridge.routes import discover, manager, models, openai, operations, system
 
 _log = logging.getLogger("rest_bridge")
 
@@ -37,7 +37,7 @@ def create_app(bridge: web.Bridge) -> Flask:
     # OPTIONS is answered by the wall.
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.extensions["bridge"] = bridge
-    for routes in (system, models, operations, discover, openai):
+    for routes in (system, models, manager, operations, discover, openai):
         app.register_blueprint(routes.blueprint)
     app.before_request(_admit)
     app.after_request(_finish)

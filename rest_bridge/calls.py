@@ -31,6 +31,7 @@ class LiveCall:
         self._registry = registry
         self._call: Cancellable | None = None
         self._cancelled = False
+        self._ended_with: ApiError | None = None
         self.client_gone = client_gone
 
     def attach(self, call: Cancellable) -> None:
@@ -43,6 +44,15 @@ class LiveCall:
         self._cancelled = True
         if self._call is not None:
             self._call.cancel()
+
+    def end(self, error: ApiError) -> None:
+        """Cancels the call from outside; `error` is what its client is told."""
+        self._ended_with = error
+        self.cancel()
+
+    def blame(self, error: ApiError) -> ApiError:
+        """What a failure of the call means: the error it was ended with, if it was ended here."""
+        return self._ended_with or error if error.reason == "CANCELLED" else error
 
     def close(self) -> None:
         self._registry._discard(self)
@@ -79,7 +89,7 @@ class LiveCalls:
         live = LiveCall(self, client_gone)
         with self._changed:
             if self._draining:
-                raise ApiError("SERVER_DRAINING", "The server is shutting down.", None, 5.0)
+                raise _draining()
             if len(self._calls) >= self._limit:
                 raise ApiError(
                     "QUEUE_FULL",
@@ -102,7 +112,7 @@ class LiveCalls:
         with self._changed:
             calls = list(self._calls)
         for live in calls:
-            live.cancel()
+            live.end(_draining())
 
     def _discard(self, live: LiveCall) -> None:
         with self._changed:
@@ -116,19 +126,28 @@ class LiveCalls:
                 calls = list(self._calls)
             for live in calls:
                 if live.client_gone():
-                    live.cancel()
+                    live.end(ApiError("CLIENT_GONE", "The client went away."))
             time.sleep(_WATCH_INTERVAL_SECONDS)
 
 
+def _draining() -> ApiError:
+    return ApiError("SERVER_DRAINING", "The server is shutting down.", None, 5.0)
+
+
 @contextmanager
-def as_api_error() -> Iterator[None]:
+def as_api_error(live: LiveCall | None = None) -> Iterator[None]:
     """Turns a failed call into the ApiError that it means."""
     try:
         yield
     except grpc.RpcError as error:
-        raise errors.from_rpc(error) from None
+        failure = errors.from_rpc(error)
     except grpc.FutureCancelledError:
-        raise ApiError("CANCELLED", "The request was cancelled.") from None
+        failure = ApiError("CANCELLED", "The request was cancelled.")
+    except ApiError as error:
+        failure = error
+    else:
+        return
+    raise failure if live is None else live.blame(failure)
 
 
 def unary(
@@ -143,7 +162,7 @@ def watched(
     method: Any, request: Any, live: LiveCall, timeout_seconds: float | None, metadata: Metadata
 ) -> Any:
     """A long call with one answer, ended early if its client goes."""
-    with as_api_error():
+    with as_api_error(live):
         call = method.future(request, timeout=timeout_seconds, metadata=metadata)
         live.attach(call)
         return call.result()
@@ -153,7 +172,7 @@ def stream(
     method: Any, request: Any, live: LiveCall, timeout_seconds: float | None, metadata: Metadata
 ) -> tuple[Any, Iterator[Any]]:
     """A streamed call that has begun well: its first message, and the rest. Raises ApiError if it has not."""
-    with as_api_error():
+    with as_api_error(live):
         call = method(request, timeout=timeout_seconds, metadata=metadata)
         live.attach(call)
         try:
@@ -168,4 +187,5 @@ def session_stream(
     """The same over the session, which costs less than a call of its own when many are live."""
     call = session.open(request, timeout_seconds, request_id)
     live.attach(call)
-    return next(call), call
+    with as_api_error(live):
+        return next(call), call

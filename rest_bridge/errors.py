@@ -59,7 +59,8 @@ BY_REASON: dict[str, _Kind] = {
     "SERVER_DRAINING": _UNAVAILABLE,
     "ENGINE_DEAD": _UNAVAILABLE,
     "DEADLINE": _Kind(504, "server_error", repeat_may_help=False),
-    "CANCELLED": _Kind(499, "server_error", repeat_may_help=False),
+    # Ended by somebody else while its client waits: by an unload, say.
+    "CANCELLED": _CONFLICT,
     "HUB_UNAVAILABLE": _Kind(502, "server_error"),
     "HUB_RATE_LIMITED": _RATE,
     "HUB_REPO_NOT_FOUND": _NOT_FOUND,
@@ -73,6 +74,7 @@ BY_REASON: dict[str, _Kind] = {
     "STATE_DIR_LOCKED": _CONFLICT,
     "INTERNAL": _FAULT,
     # Found by the bridge itself; the contract has no need of them.
+    "CLIENT_GONE": _Kind(499, "server_error", repeat_may_help=False),
     "SERVER_UNREACHABLE": _UNAVAILABLE,
     "ROUTE_NOT_FOUND": _NOT_FOUND,
     "METHOD_NOT_ALLOWED": _Kind(405, "invalid_request_error"),
@@ -123,10 +125,10 @@ class ApiError(Exception):
     def headers(self) -> dict[str, str]:
         """Headers of the answer besides those that every answer has."""
         headers = dict(self.extra_headers)
-        if self.retry_after_seconds is not None and self.http_status in (429, 503):
-            headers["Retry-After"] = str(max(1, math.ceil(self.retry_after_seconds)))
         if not self.kind.repeat_may_help:
             headers["X-Should-Retry"] = "false"
+        elif self.http_status in (429, 503):
+            headers["Retry-After"] = str(max(1, math.ceil(self.retry_after_seconds or 0)))
         return headers
 
     def openai_error(self) -> JsonObject:

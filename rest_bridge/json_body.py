@@ -98,6 +98,9 @@ def number_value(value: object, name: str) -> float:
 class Fields:
     """The members of one JSON object, read by name and type. `null` is the same as absent."""
 
+    kind = "field"
+    """What errors call a member."""
+
     def __init__(self, values: JsonObject, path: str = "") -> None:
         self._values = values
         self._path = path
@@ -133,6 +136,12 @@ class Fields:
     def integer(self, key: str, limit: int = INT32_LIMIT) -> int | None:
         value = self.raw(key)
         return None if value is None else integer_value(value, self.name(key), limit)
+
+    def integer_between(self, key: str, low: int, high: int) -> int | None:
+        value = self.integer(key, INT64_LIMIT)
+        if value is not None and not low <= value <= high:
+            raise invalid(f"`{self.name(key)}` must be between {low} and {high}.", self.name(key))
+        return value
 
     def number(self, key: str) -> float | None:
         value = self.raw(key)
@@ -187,7 +196,8 @@ class Fields:
     def refuse_unread(self) -> None:
         """Refuses a member that nothing has asked for, by name."""
         for name in (self.name(key) for key in self._values if key not in self._known):
-            raise invalid(f"Unknown field `{name}`; known are {', '.join(sorted(self._known))}.", name)
+            known = f"known are {', '.join(sorted(self._known))}" if self._known else "none is known here"
+            raise invalid(f"Unknown {self.kind} `{name[:64]}`; {known}.", name)
 
 
 def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> JsonObject:

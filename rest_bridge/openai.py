@@ -126,7 +126,7 @@ class Options:
 def chat_request(body: JsonObject) -> tuple[inference_pb2.ChatRequest, Options]:
     """The chat that a body of /v1/chat/completions asks for. Raises ApiError (400, 413)."""
     fields = Fields(body)
-    options = Options(model=fields.required_text("model"))
+    options = Options(model=fields.text("model") or "")
     request = inference_pb2.ChatRequest(model=options.model)
     _read_common(fields, request, options)
 
@@ -167,7 +167,7 @@ def chat_request(body: JsonObject) -> tuple[inference_pb2.ChatRequest, Options]:
 def completion_request(body: JsonObject) -> tuple[inference_pb2.GenerateRequest, Options]:
     """The continuation that a body of /v1/completions asks for. Raises ApiError (400)."""
     fields = Fields(body)
-    options = Options(model=fields.required_text("model"))
+    options = Options(model=fields.text("model") or "")
     request = inference_pb2.GenerateRequest(model=options.model)
     _read_common(fields, request, options)
 
@@ -196,7 +196,7 @@ def completion_request(body: JsonObject) -> tuple[inference_pb2.GenerateRequest,
 def embedding_request(body: JsonObject) -> tuple[inference_pb2.EmbedRequest, Options]:
     """The vectors that a body of /v1/embeddings asks for. Raises ApiError (400)."""
     fields = Fields(body)
-    options = Options(model=fields.required_text("model"))
+    options = Options(model=fields.text("model") or "")
     request = inference_pb2.EmbedRequest(model=options.model, user=fields.text("user") or "")
     request.inputs.extend(_prompts(fields, "input"))
     dimensions = fields.integer("dimensions")

@@ -13,15 +13,14 @@ from rest_bridge import calls, errors, sse
 from rest_bridge.backend import Backend
 from rest_bridge.calls import LiveCall, LiveCalls, Metadata
 from rest_bridge.config import BridgeConfig
-from rest_bridge.errors import ApiError, JsonObject, invalid
-from rest_bridge.json_body import parse_object
+from rest_bridge.errors import ApiError, JsonObject
+from rest_bridge.json_body import Fields, parse_object
 from rest_bridge.metrics import BridgeMetrics
+from rest_bridge.query import Query
 
 _log = logging.getLogger("rest_bridge")
 
 _ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-_TRUE = frozenset({"true", "1", "yes"})
-_FALSE = frozenset({"false", "0", "no"})
 
 
 @dataclass(frozen=True)
@@ -77,30 +76,28 @@ def json_object() -> JsonObject:
     return parse_object(request.get_data(cache=False))
 
 
-def query_integer(name: str, default: int, low: int, high: int) -> int:
-    """An integer of the query string."""
-    text = request.args.get(name)
-    if text is None:
-        return default
-    try:
-        value = int(text)
-    except ValueError:
-        raise invalid(f"`{name}` must be an integer, not '{text[:32]}'.", name) from None
-    if not low <= value <= high:
-        raise invalid(f"`{name}` must be between {low} and {high}.", name)
-    return value
+def query() -> Query:
+    """The request's query string."""
+    return Query(request.args.items(multi=True))
 
 
-def query_boolean(name: str, default: bool) -> bool:
-    """A boolean of the query string."""
-    text = request.args.get(name)
-    if text is None:
-        return default
-    if text.lower() in _TRUE:
-        return True
-    if text.lower() in _FALSE:
-        return False
-    raise invalid(f"`{name}` must be true or false, not '{text[:32]}'.", name)
+def no_query() -> None:
+    """Refuses every parameter of the query string, for a route that has none."""
+    query().refuse_unread()
+
+
+def parameters() -> Fields:
+    """What a request without a documented body was told: in its query string, or as a JSON object."""
+    raw = request.get_data(cache=False)
+    if not raw.strip():
+        return query()
+    no_query()
+    return Fields(parse_object(raw))
+
+
+def report_query(response: Response) -> None:
+    """Tells of parameters that nothing has asked for, on a route of OpenAI's, whose clients may send any."""
+    report(response, (f"`{name[:64]}` is unknown and has no effect." for name in query().unread()))
 
 
 def json_response(body: JsonObject, status: int = 200, warnings: Iterable[str] = ()) -> Response:
@@ -120,7 +117,8 @@ def error_response(error: ApiError, *, openai: bool) -> Response:
 
 def report(response: Response, warnings: Iterable[str]) -> None:
     """Puts warnings into the response's header, in the characters that a header may have."""
-    text = " ".join(warnings)
+    told = response.headers.get("X-MLXGUI-Warnings")
+    text = " ".join([*([told] if told else []), *warnings])
     if text:
         text = "".join(char if " " <= char <= "~" else "?" for char in text)
         response.headers["X-MLXGUI-Warnings"] = text[:1024]
@@ -144,9 +142,9 @@ class _EventBody:
         try:
             yield from self._chunks
         except grpc.RpcError as error:
-            yield sse.error_event(errors.from_rpc(error))
+            yield sse.error_event(self._live.blame(errors.from_rpc(error)))
         except ApiError as error:
-            yield sse.error_event(error)
+            yield sse.error_event(self._live.blame(error))
         except Exception:
             _log.exception("an event stream failed")
             yield sse.error_event(ApiError("INTERNAL", "The bridge failed; its log has the details."))

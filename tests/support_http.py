@@ -25,6 +25,9 @@ PARIS = "The capital of France is Paris."
 
 JsonObject = dict[str, Any]
 
+END_BIAS = {str(token): value for token, value in END_TOKENS.items()}
+"""As `logit_bias`: the model cannot end by itself."""
+
 FAULT_TYPES = {
     "invalid_request_error",
     "rate_limit_error",
@@ -42,8 +45,7 @@ def chat_body(text: str = CAPITAL, model: str = "demo", **fields: Any) -> JsonOb
 
 def endless_body(model: str, **fields: Any) -> JsonObject:
     """A chat that decodes 16,384 tokens or until the context is full: the model cannot end it."""
-    bias = {str(token): value for token, value in END_TOKENS.items()}
-    return chat_body("Tell me a story.", model, **{"max_tokens": 16_384, "logit_bias": bias, **fields})
+    return chat_body("Tell me a story.", model, **{"max_tokens": 16_384, "logit_bias": END_BIAS, **fields})
 
 
 def native_error(response: requests.Response, status: int) -> str:
@@ -102,17 +104,26 @@ def stream_text(payloads: Iterable[JsonObject], index: int = 0) -> str:
 
 
 class EventReader:
-    """A POST over a socket of its own, whose event stream is read one event at a time, and closed at will."""
+    """A request over a socket of its own, whose event stream is read one event at a time, and closed at will."""
 
     def __init__(
-        self, base_url: str, path: str, body: JsonObject, headers: Mapping[str, str] | None = None
+        self,
+        base_url: str,
+        path: str,
+        body: JsonObject | None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        method: str = "POST",
     ) -> None:
         address = urlsplit(base_url)
         self._connection = http.client.HTTPConnection(
             str(address.hostname), address.port, timeout=WAIT_SECONDS
         )
         self._connection.request(
-            "POST", path, json.dumps(body), {"Content-Type": "application/json", **(headers or {})}
+            method,
+            path,
+            None if body is None else json.dumps(body),
+            {"Content-Type": "application/json", **(headers or {})},
         )
         self.response: http.client.HTTPResponse | None = None
 

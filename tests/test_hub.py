@@ -1,4 +1,4 @@
-"""Downloads through the real huggingface_hub client, from a hub on loopback that misbehaves on demand."""
+"""Downloads and lookups through the real huggingface_hub client, from a hub on loopback that misbehaves on demand."""
 
 import asyncio
 import hashlib
@@ -15,6 +15,8 @@ import pytest
 from mlxgui_grpc import errors
 from mlxgui_grpc.hub import DownloadProgress, Hub, Snapshot
 from mlxgui_grpc.hub_cache import RepositoryFolder
+from mlxgui_grpc.hub_frames import Listed
+from mlxgui_grpc.hub_lookups import HubLookups
 from tests.loopback_hub import TOKEN, LoopbackHub
 
 MODEL = "maker/tiny-model"
@@ -70,12 +72,22 @@ def leftovers(cache_dir: Path, model_id: str = MODEL) -> set[str]:
     return {path.suffix for path in RepositoryFolder(cache_dir, model_id).partials.glob("*.*")}
 
 
-def child_processes() -> list[psutil.Process]:
+def child_processes(module: str = "hub_download") -> list[psutil.Process]:
     return [
         process
         for process in psutil.Process().children()
-        if "mlxgui_grpc.hub_download" in " ".join(process.cmdline())
+        if f"mlxgui_grpc.{module}" in " ".join(process.cmdline())
     ]
+
+
+def lookups(
+    hub: LoopbackHub, *, token: str | None = None, offline: bool = False, seconds: float = 30.0
+) -> HubLookups:
+    return HubLookups(endpoint=hub.endpoint, token=token, offline=offline, time_limit_seconds=seconds)
+
+
+async def find(hub_lookups: HubLookups, words: str = "") -> Listed:
+    return await hub_lookups.search(words, ("mlx",), "downloads", 10, "")
 
 
 async def test_a_download_is_laid_out_as_every_hugging_face_tool_expects(
@@ -762,3 +774,88 @@ async def test_a_revision_that_is_none_is_the_callers_mistake(
 
     assert invalid.value.field == "revision"
     assert hub.requests == []
+
+
+async def test_a_hub_that_does_not_answer_is_given_up_in_time(hub: LoopbackHub) -> None:
+    """For one lookup only: the process of it goes on with the next."""
+    hub.add(MODEL, model_files())
+    patient, hasty = lookups(hub), lookups(hub, seconds=1.0)
+    stall = hub.stall("/api/models")
+    waiting = asyncio.create_task(find(patient))
+    for lookup in (find(hasty), hasty.describe(MODEL)):
+        with pytest.raises(errors.HubUnavailableError, match="did not answer in time"):
+            await lookup
+    assert not waiting.done()
+    stall.release()
+    assert [repository.id for repository in (await waiting).repositories] == [MODEL]
+    hub.recover()
+    assert (await hasty.describe(MODEL)).repository.id == MODEL
+    await asyncio.gather(patient.close(), hasty.close())
+
+
+async def test_lookups_share_a_warm_process_which_ends_with_them(hub: LoopbackHub) -> None:
+    """It knows no token but the job's, and a caller who leaves takes no answer from the next one."""
+    hub.add(MODEL, model_files(), private=True)
+    hub_lookups = lookups(hub, token=TOKEN)
+    await find(hub_lookups)
+    [child] = child_processes("hub_lookup")
+    assert TOKEN not in " ".join(child.cmdline()) and TOKEN not in child.environ().values()
+    assert (await hub_lookups.describe(MODEL)).repository.id == MODEL
+    assert child_processes("hub_lookup") == [child]
+
+    stall = hub.stall("/api/models")
+    left = asyncio.create_task(find(hub_lookups, "left"))
+    assert await asyncio.to_thread(stall.reached.wait, 60)
+    left.cancel()
+    hub.recover()
+    assert (await hub_lookups.describe(MODEL)).repository.id == MODEL
+    await hub_lookups.close()
+    assert child_processes("hub_lookup") == []
+
+
+async def test_a_lookup_needs_a_hub(hub: LoopbackHub) -> None:
+    """Offline nothing is started; a closed port is said at once."""
+    with pytest.raises(errors.HubUnavailableError, match="HF_HUB_OFFLINE"):
+        await find(lookups(hub, offline=True))
+    assert child_processes("hub_lookup") == []
+
+    hub_lookups = lookups(hub)
+    hub.close()
+    with pytest.raises(errors.HubUnavailableError, match="cannot be reached"):
+        await find(hub_lookups)
+    await hub_lookups.close()
+
+
+async def test_nonsense_in_an_answer_is_nothing_known(hub: LoopbackHub) -> None:
+    """A repository's page is anybody's text."""
+    hub.add(
+        MODEL,
+        model_files(),
+        likes=-1,
+        downloads=-5,
+        tags=("mlx", "x" * 10_000, *(f"tag-{number}" for number in range(500))),
+        safetensors={"parameters": {"F16": -1}, "total": 0},
+        config={"model_type": ["llama"], "num_hidden_layers": "many"},
+        cardData={"base_model": {"a": 1}, "description": "line\n\x00line " * 1000},
+        gated=True,
+    )
+    hub_lookups = lookups(hub)
+    [found] = (await find(hub_lookups)).repositories
+    assert (found.likes, found.downloads, found.tensor_bytes, found.base_model) == (0, 0, None, "")
+    assert (found.architecture, found.kv_bytes_per_token, found.is_gated) == ("", 0, True)
+    assert len(found.tags) == 100 and max(map(len, found.tags)) <= 500
+    assert len(found.card_description) <= 500 and "\n" not in found.card_description
+    await hub_lookups.close()
+
+
+async def test_another_cache_is_for_new_downloads(hub: LoopbackHub, tmp_path: Path) -> None:
+    """What was downloaded before is deleted where it is."""
+    hub.add(MODEL, model_files())
+    hub_client = client(hub, tmp_path / "first")
+    old, _ = await pull(hub_client)
+    hub_client.cache_dir = tmp_path / "second"
+    new, _ = await pull(hub_client)
+    assert new.path.is_relative_to(tmp_path / "second")
+
+    await asyncio.to_thread(hub_client.delete_revision, MODEL, old.revision, old.path)
+    assert not old.path.exists() and new.path.exists()

@@ -1,18 +1,23 @@
 """The grammar of the command line: commands, flags and help. What a command does is imported when it runs."""
 
-import inspect
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Concatenate, ParamSpec
+from typing import Annotated
 
 import typer
 
 from mlxgui_grpc import __version__
-from mlxgui_grpc.cli.connection import Connection, read_connection
-
-P = ParamSpec("P")
+from mlxgui_grpc.cli import model_commands, server_commands
+from mlxgui_grpc.cli.connection import read_connection
+from mlxgui_grpc.cli.options import (
+    TAKES_NEGATIVE_NUMBERS,
+    ApiKey,
+    Home,
+    Json,
+    RootCertificate,
+    Target,
+)
 
 EPILOG = """\b
 Exit codes:
@@ -34,52 +39,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Target = Annotated[
-    str | None,
-    typer.Option(
-        help="Server to talk to, unix:PATH or HOST:PORT [env: MLX_GUI_TARGET; default: that of --home]"
-    ),
-]
-Home = Annotated[
-    Path | None, typer.Option(help="State folder of the server [env: MLX_GUI_HOME; default: ~/.mlxgui]")
-]
-ApiKey = Annotated[
-    str | None, typer.Option(help="Key of the server; better said by the environment [env: MLX_GUI_API_KEY]")
-]
-RootCertificate = Annotated[
-    Path | None,
-    typer.Option(help="PEM file that a server over TLS is checked with [env: MLX_GUI_ROOT_CERTIFICATE]"),
-]
-Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
-Name = Annotated[str, typer.Argument(help="Installed name or hub id.", show_default=False)]
-
-
-def connected(command: Callable[Concatenate[Connection, P], None]) -> Callable[..., None]:
-    """Give a command the flags that say which server it talks to; it gets a `Connection` in their place.
-
-    The same flags before the command count too: `mlxgui --home X ls` is `mlxgui ls --home X`.
-    """
-
-    def run(
-        context: typer.Context,
-        target: Target = None,
-        home: Home = None,
-        api_key: ApiKey = None,
-        root_certificate: RootCertificate = None,
-        **arguments: Any,
-    ) -> None:
-        own = {"target": target, "home": home, "api_key": api_key, "root_certificate": root_certificate}
-        flags = {name: value or context.obj[name] for name, value in own.items()}
-        command(read_connection(flags), **arguments)  # type: ignore[call-arg]
-
-    first, *shared, _ = inspect.signature(run).parameters.values()
-    own_parameters = list(inspect.signature(command).parameters.values())[1:]
-    parameters = [first, *own_parameters, *shared]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    run.__name__, run.__doc__ = command.__name__, command.__doc__
-    return run
 
 
 def _say_version(is_asked: bool) -> None:
@@ -109,7 +68,6 @@ def mlxgui(
         os.environ["MLX_GUI_DEBUG"] = "1"
 
 
-@app.command()
 def serve(
     context: typer.Context,
     host: Annotated[
@@ -117,6 +75,12 @@ def serve(
     ] = None,
     port: Annotated[
         int | None, typer.Option(help="Its port, 0 takes a free one [env: MLX_GUI_PORT; default: 8000]")
+    ] = None,
+    bind_to_all_interfaces: Annotated[
+        bool | None,
+        typer.Option(
+            help="The REST API on all addresses of this machine; needs a key [env: MLX_GUI_BIND_TO_ALL_INTERFACES]"
+        ),
     ] = None,
     grpc_host: Annotated[
         str | None, typer.Option(help="Address of the gRPC API [env: MLX_GUI_GRPC_HOST; default: 127.0.0.1]")
@@ -161,10 +125,61 @@ def serve(
         typer.Option("--standby", help="Workers kept warm, 0 to 4 [env: MLX_GUI_STANDBY; default: 1]"),
     ] = None,
     max_concurrent_requests: Annotated[
-        int | None, typer.Option(help="Sequences that decode at once, per model [default: 32]")
+        int | None,
+        typer.Option(
+            help="Sequences that decode at once, per model [env: MLX_GUI_MAX_CONCURRENT_REQUESTS; default: 32]"
+        ),
     ] = None,
     max_waiting_requests: Annotated[
         int | None, typer.Option(help="Sequences that may wait beyond them, per model [default: 128]")
+    ] = None,
+    max_concurrent_models: Annotated[
+        int | None,
+        typer.Option(help="Models in memory at once [env: MLX_GUI_MAX_CONCURRENT_MODELS; default: 3]"),
+    ] = None,
+    auto_unload_inactive_models: Annotated[
+        bool | None,
+        typer.Option(
+            help="Unload models that are idle [env: MLX_GUI_AUTO_UNLOAD_INACTIVE_MODELS; default: yes]"
+        ),
+    ] = None,
+    model_inactivity_timeout_minutes: Annotated[
+        int | None,
+        typer.Option(
+            help="How long one is idle before that [env: MLX_GUI_MODEL_INACTIVITY_TIMEOUT_MINUTES; default: 30]"
+        ),
+    ] = None,
+    max_model_memory_gb: Annotated[
+        float | None,
+        typer.Option(
+            help="GiB that all models may take together [env: MLX_GUI_MAX_MODEL_MEMORY_GB; default: what there is]"
+        ),
+    ] = None,
+    max_context_length: Annotated[
+        int | None,
+        typer.Option(
+            help="Most tokens of prompt and completion [env: MLX_GUI_MAX_CONTEXT_LENGTH; default: the model's]"
+        ),
+    ] = None,
+    enable_gpu_acceleration: Annotated[
+        bool | None,
+        typer.Option(
+            help="Use the GPU, if there is one [env: MLX_GUI_ENABLE_GPU_ACCELERATION; default: yes]"
+        ),
+    ] = None,
+    enable_system_tray: Annotated[
+        bool | None,
+        typer.Option(help="Without effect: there is no icon in the tray [env: MLX_GUI_ENABLE_SYSTEM_TRAY]"),
+    ] = None,
+    default_model: Annotated[
+        str | None,
+        typer.Option(help="Model of requests that name none [env: MLX_GUI_DEFAULT_MODEL; default: none]"),
+    ] = None,
+    preload_models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--preload", help="A model to load at the start; repeatable [env: MLX_GUI_PRELOAD_MODELS]"
+        ),
     ] = None,
     inference_seconds: Annotated[
         float | None, typer.Option(help="Longest inference call [default: 600]")
@@ -181,7 +196,7 @@ def serve(
     ] = None,
     hub_cache: Annotated[
         Path | None,
-        typer.Option(help="Folder of downloads [env: HF_HUB_CACHE; default: the Hugging Face cache]"),
+        typer.Option(help="Folder of downloads [env: MLX_GUI_HUB_CACHE; default: the Hugging Face cache]"),
     ] = None,
     bridge: Annotated[
         bool | None, typer.Option("--bridge/--no-bridge", help="With or without the REST API.")
@@ -192,7 +207,7 @@ def serve(
 ) -> None:
     """Start the server here; Ctrl-C stops it.
 
-    The environment counts where a flag is not given, then config.toml in the state folder.
+    The environment counts where a flag is not given, then `mlxgui settings`, then config.toml in the state folder.
     """
     flags = dict(locals())
     inherited = flags.pop("context").obj
@@ -204,9 +219,6 @@ def serve(
     raise typer.Exit(command.serve({name: None if value == [] else value for name, value in flags.items()}))
 
 
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
-)
 def bridge(context: typer.Context) -> None:
     """Run only the REST API, in front of a server that runs.
 
@@ -218,190 +230,6 @@ def bridge(context: typer.Context) -> None:
     command.bridge(read_connection(context.obj), context.args)
 
 
-@app.command()
-@connected
-def pull(
-    connection: Connection,
-    source: Annotated[str, typer.Argument(help="Hub id (OWNER/NAME), or a directory.", show_default=False)],
-    name: Annotated[
-        str, typer.Option(help="Name to install it under [default: the last part of SOURCE]")
-    ] = "",
-    revision: Annotated[str, typer.Option(help="Branch, tag or commit [default: the main branch]")] = "",
-    force: Annotated[
-        bool, typer.Option("--force", help="Take the name from another model, and fetch every file again.")
-    ] = False,
-) -> None:
-    """Install a model from the hub or from a directory.
-
-    An interrupted download goes on from where it was. A directory is used where it is and never deleted.
-    """
-    from mlxgui_grpc.cli import models
-
-    models.pull(connection, source, name, revision, force)
-
-
-@app.command()
-@connected
-def ls(
-    connection: Connection,
-    as_json: Json = False,
-    include_available: Annotated[
-        bool,
-        typer.Option("--all", help="Also those of the Hugging Face cache, which install without a download."),
-    ] = False,
-) -> None:
-    """List the installed models."""
-    from mlxgui_grpc.cli import models
-
-    models.ls(connection, as_json, include_available)
-
-
-@app.command()
-@connected
-def ps(connection: Connection, as_json: Json = False) -> None:
-    """List the models that are in memory."""
-    from mlxgui_grpc.cli import models
-
-    models.ps(connection, as_json)
-
-
-@app.command()
-@connected
-def show(connection: Connection, name: Name, as_json: Json = False) -> None:
-    """Say everything about one model."""
-    from mlxgui_grpc.cli import models
-
-    models.show(connection, name, as_json)
-
-
-@app.command()
-@connected
-def load(
-    connection: Connection,
-    name: Name,
-    keep_alive_seconds: Annotated[
-        float | None,
-        typer.Option(
-            "--keep-alive", help="Seconds it stays after its last use, -1 for ever [default: the server's]"
-        ),
-    ] = None,
-) -> None:
-    """Load a model into memory."""
-    from mlxgui_grpc.cli import models
-
-    models.load(connection, name, keep_alive_seconds)
-
-
-@app.command()
-@connected
-def unload(
-    connection: Connection,
-    name: Name,
-    force: Annotated[bool, typer.Option("--force", help="Even if requests run; they end.")] = False,
-) -> None:
-    """Remove a model from memory."""
-    from mlxgui_grpc.cli import models
-
-    models.unload(connection, name, force)
-
-
-@app.command()
-@connected
-def rm(
-    connection: Connection,
-    name: Name,
-    keep_files: Annotated[
-        bool, typer.Option("--keep-files", help="Leave downloaded files where they are.")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Even if requests run; they end.")] = False,
-) -> None:
-    """Remove an installed model.
-
-    Files that were downloaded for it are removed, a directory of yours is not.
-    """
-    from mlxgui_grpc.cli import models
-
-    models.rm(connection, name, keep_files, force)
-
-
-@connected
-def run(
-    connection: Connection,
-    name: Name,
-    prompt: Annotated[
-        str | None, typer.Argument(help="What to answer; - is stdin. Without one: stdin, or a conversation.")
-    ] = None,
-    message: Annotated[
-        str | None,
-        typer.Option("--message", "-m", help="What to answer, before PROMPT: -m 'Shorten:' - < file"),
-    ] = None,
-    system: Annotated[str, typer.Option(help="Instructions for the whole conversation.")] = "",
-    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of an answer, 1 to 16384.")] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="0 to 2; 0 always takes the likeliest token.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Makes a random answer repeatable.")] = None,
-    images: Annotated[
-        list[Path] | None,
-        typer.Option("--image", metavar="FILE", help="An image file to look at, first message; repeatable."),
-    ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Pull a missing model without asking.")] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Say tokens and speed after each answer.")
-    ] = False,
-) -> None:
-    """Ask a model one thing, or converse with it at the terminal.
-
-    Ctrl-C stops the answer, /bye ends the conversation.
-    """
-    from mlxgui_grpc.cli import chat
-    from mlxgui_grpc.client import Sampling
-
-    sampling = Sampling()
-    if max_tokens is not None:
-        sampling["max_tokens"] = max_tokens
-    if temperature is not None:
-        sampling["temperature"] = temperature
-    if seed is not None:
-        sampling["seed"] = seed
-    options = chat.ChatOptions(
-        system=system, sampling=sampling, images=images or (), assume_yes=yes, show_statistics=verbose
-    )
-    raise typer.Exit(
-        chat.run(connection, name, [word for word in (message, prompt) if word is not None], options)
-    )
-
-
-app.command(name="run")(run)
-app.command(name="chat", help="The same as run.")(run)
-
-
-@app.command()
-@connected
-def logs(
-    connection: Connection,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is added.")] = False,
-    line_count: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the last lines.")] = 50,
-) -> None:
-    """Print the end of the server's log."""
-    from mlxgui_grpc.cli import logs as command
-
-    command.logs(connection.home, line_count, follow)
-
-
-@app.command()
-@connected
-def doctor(connection: Connection, as_json: Json = False) -> None:
-    """Check this machine, and say what to do.
-
-    Exits with 1 when something must be mended before the server can work.
-    """
-    from mlxgui_grpc.cli import doctor as command
-
-    raise typer.Exit(command.doctor(connection, as_json))
-
-
-@app.command()
 def completion(shell: Annotated[str, typer.Argument(help="bash, zsh, fish or powershell.")] = "") -> None:
     """Print the completion script of a shell.
 
@@ -418,7 +246,6 @@ def completion(shell: Annotated[str, typer.Argument(help="bash, zsh, fish or pow
     app(prog_name="mlxgui")
 
 
-@app.command()
 def version(as_json: Json = False) -> None:
     """Say the versions of this program and its libraries."""
     import importlib.metadata
@@ -437,3 +264,35 @@ def version(as_json: Json = False) -> None:
     else:
         for name, value in versions.items():
             print(f"{name} {value}")
+
+
+_PASSES_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+# In the order of the help.
+app.command()(serve)
+app.command()(server_commands.status)
+app.command()(server_commands.top)
+app.command()(server_commands.stop)
+app.command()(server_commands.restart)
+app.command(context_settings=_PASSES_ON)(bridge)
+app.command()(model_commands.search)
+app.command()(model_commands.pull)
+app.command()(model_commands.update)
+app.command()(model_commands.ls)
+app.command()(model_commands.ps)
+app.command()(model_commands.show)
+app.command()(model_commands.estimate)
+app.command()(model_commands.load)
+app.command()(model_commands.unload)
+app.command(context_settings=TAKES_NEGATIVE_NUMBERS)(model_commands.priority)
+app.command()(model_commands.pin)
+app.command()(model_commands.unpin)
+app.command()(model_commands.rm)
+app.command(name="run")(model_commands.run)
+app.command(name="chat", help="The same as run.")(model_commands.run)
+app.add_typer(server_commands.settings_app)
+app.add_typer(server_commands.service_app)
+app.command()(server_commands.logs)
+app.command()(server_commands.doctor)
+app.command()(completion)
+app.command()(version)

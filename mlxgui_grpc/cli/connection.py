@@ -27,14 +27,21 @@ class Connection:
         """Whether the server sees the file system that the user sees."""
         return self.target is None or self.target.startswith(("unix:", "/", "./", "~"))
 
-    def open(self) -> "Client":
-        """Find the server; raises ServerUnreachableError. One that is silent shows at the first call."""
+    def open(self, timeout_seconds: float = 30.0) -> "Client":
+        """Find the server; raises ServerUnreachableError. One that is silent shows at the first call.
+
+        `timeout_seconds` is the deadline of calls that neither run nor move a model.
+        """
         from mlxgui_grpc.cli.failures import CommandError
         from mlxgui_grpc.client import Client
 
         try:
             return Client(
-                self.target, home=self.home, token=self.api_key, root_certificate=self.root_certificate
+                self.target,
+                home=self.home,
+                token=self.api_key,
+                root_certificate=self.root_certificate,
+                timeout_seconds=timeout_seconds,
             )
         except OSError as error:
             raise CommandError(

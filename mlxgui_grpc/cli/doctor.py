@@ -1,11 +1,9 @@
 """`doctor`: looks at everything that the server needs, and says for each thing that is wrong the way out."""
 
-import errno
 import importlib.metadata
 import os
 import platform
 import shutil
-import socket
 import stat
 import subprocess
 import sys
@@ -20,10 +18,11 @@ from mlxgui_grpc.cli.connection import Connection
 from mlxgui_grpc.cli.failures import explain
 from mlxgui_grpc.cli.output import print_json, size
 from mlxgui_grpc.client import ServerUnreachableError
-from mlxgui_grpc.config import ServerConfig, hub_cache_directory, load_config
-from mlxgui_grpc.engine.supervisor import find_openblas
+from mlxgui_grpc.config import ServerConfig, hub_cache_directory
+from mlxgui_grpc.engine.environment import find_openblas
 from mlxgui_grpc.errors import InvalidRequestError, ModelServerError
-from mlxgui_grpc.ports import port_holder
+from mlxgui_grpc.options import load_config
+from mlxgui_grpc.ports import is_free, port_holder
 
 LEAST_DISK_BYTES = 1_000_000_000
 GOOD_DISK_BYTES = 10_000_000_000
@@ -188,19 +187,6 @@ def check_ports(config: ServerConfig) -> Iterator[Finding]:
             yield Finding(
                 name, "fail", f"{host}:{port} is used by {holder}", f"Stop it, or choose another with {flag}."
             )
-
-
-def is_free(host: str, port: int) -> bool:
-    """Whether a server could listen there now."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # As servers do: a port whose last connections are only lingering counts as free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            return error.errno != errno.EADDRINUSE
-    return True
 
 
 def check_disk(cache: Path) -> Finding:

@@ -1,16 +1,16 @@
-"""The commands about models: pull, ls, ps, show, load, unload, rm."""
+"""The commands about installed models: pull, update, ls, show, rm."""
 
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlxgui.v1 import model_pb2
-from mlxgui_grpc.cli import progress
+from mlxgui_grpc.cli import catalog, progress
 from mlxgui_grpc.cli.connection import Connection
 from mlxgui_grpc.cli.failures import EXIT_INTERRUPTED, EXIT_USAGE, CommandError
 from mlxgui_grpc.cli.output import (
     enum_word,
+    memory,
     moment,
     print_json,
     print_pairs,
@@ -18,17 +18,11 @@ from mlxgui_grpc.cli.output import (
     size,
     to_json,
 )
-from mlxgui_grpc.errors import NotImplementedYetError
+from mlxgui_grpc.client import Stream
+from mlxgui_grpc.errors import ModelNotFoundError
 
 if TYPE_CHECKING:
     from mlxgui_grpc.client import Client
-
-_IN_MEMORY = (
-    model_pb2.MODEL_STATE_QUEUED,
-    model_pb2.MODEL_STATE_LOADING,
-    model_pb2.MODEL_STATE_LOADED,
-    model_pb2.MODEL_STATE_UNLOADING,
-)
 
 
 def pull(connection: Connection, source: str, name: str, revision: str, force: bool) -> None:
@@ -46,15 +40,33 @@ def install(
     client: "Client", source: str | Path, name: str = "", revision: str = "", force: bool = False
 ) -> model_pb2.Model:
     """Install with a progress bar. An interruption cancels the operation; what was downloaded stays."""
+    stream = client.install(source, name, revision=revision, force=force)
+    return _follow(client, stream, f"mlxgui pull {source}")
+
+
+def update(connection: Connection, name: str, revision: str) -> None:
+    """Go to a newer revision, and say whether there was one."""
+    with connection.open() as client:
+        before = client.model(name)
+        model = _follow(client, client.update(name, revision=revision), f"mlxgui update {name}")
+    if model.revision == before.revision:
+        print(f"{model.name} is up to date ({model.version})")
+        return
+    print(f"Updated {model.name} from {before.version} to {model.version}")
+    if before.state == model_pb2.MODEL_STATE_LOADED:
+        print(f"It has them when it is next loaded: `mlxgui unload {model.name}`", file=sys.stderr)
+
+
+def _follow(client: "Client", stream: Stream[model_pb2.Operation], repeat: str) -> model_pb2.Model:
+    """Show a download to its end; interrupted, cancel it and name the command that goes on from there."""
     seen: list[model_pb2.Operation] = []
     try:
-        return progress.follow(client.install(source, name, revision=revision, force=force), seen).success
+        return progress.follow(stream, seen).success
     except KeyboardInterrupt:
         if seen and not seen[0].done:
             client.cancel_operation(seen[0].id)
         raise CommandError(
-            f"Cancelled; what was downloaded is kept, and `mlxgui pull {source}` goes on from there",
-            EXIT_INTERRUPTED,
+            f"Cancelled; what was downloaded is kept, and `{repeat}` goes on from there", EXIT_INTERRUPTED
         ) from None
 
 
@@ -85,7 +97,7 @@ def ls(connection: Connection, as_json: bool, include_available: bool) -> None:
     elif not models:
         print("No model is installed: `mlxgui pull OWNER/NAME` installs one")
     else:
-        columns = ("NAME", "TYPE", "STATE", "SIZE", "CONTEXT", "BITS", "SOURCE", "LAST USED")
+        columns = ("NAME", "TYPE", "STATE", "PINNED", "SIZE", "CONTEXT", "BITS", "SOURCE", "LAST USED")
         print_table(columns, [_row(model) for model in models])
 
 
@@ -94,6 +106,7 @@ def _row(model: model_pb2.Model) -> tuple[str, ...]:
         model.name,
         enum_word(model_pb2.ModelType.DESCRIPTOR, model.type),
         enum_word(model_pb2.ModelState.DESCRIPTOR, model.state),
+        "pinned" if model.pinned else "",
         size(model.size_bytes),
         str(model.context_length or ""),
         str(model.quantization_bits or ""),
@@ -102,59 +115,16 @@ def _row(model: model_pb2.Model) -> tuple[str, ...]:
     )
 
 
-def ps(connection: Connection, as_json: bool) -> None:
-    """List the models that are in memory or on their way, and the loads that wait."""
+def show(connection: Connection, name: str, as_json: bool) -> None:
+    """Everything about one model: an installed one, else one of the hub, if the name can be that."""
     with connection.open() as client:
         try:
-            snapshot = client.manager_status()
-        except NotImplementedYetError:
-            snapshot = snapshot_of(client.models())
-    if as_json:
-        print_json(to_json(snapshot))
-        return
-    if not snapshot.loaded_models and not snapshot.queue:
-        print("No model is loaded: the first request loads one, or `mlxgui load NAME`")
-        return
-    rows = [
-        (
-            model.name,
-            enum_word(model_pb2.ModelState.DESCRIPTOR, model.state),
-            size(model.memory_bytes or model.estimated_memory_bytes),
-            str(model.running_request_count),
-            str(model.waiting_request_count),
-            f"{model.tokens_per_second:.0f}",
-            "pinned" if model.pinned else moment(model, "expire_time") or "",
-            str(model.process_id or ""),
-        )
-        for model in snapshot.loaded_models
-    ]
-    rows += [
-        (load.model, f"queued, place {load.position}", "", "", "", "", "", "") for load in snapshot.queue
-    ]
-    print_table(("NAME", "STATE", "MEMORY", "RUNNING", "WAITING", "TOKENS/S", "UNLOADS", "PID"), rows)
-
-
-def snapshot_of(models: Iterable[model_pb2.Model]) -> model_pb2.ManagerSnapshot:
-    """What the list of models says of the manager, for a server that does not answer more."""
-    loaded = [
-        model_pb2.LoadedModel(
-            name=model.name,
-            state=model.state,
-            type=model.type,
-            last_use_time=model.last_use_time if model.HasField("last_use_time") else None,
-            estimated_memory_bytes=model.memory_required_bytes,
-            pinned=model.pinned,
-        )
-        for model in models
-        if model.state in _IN_MEMORY
-    ]
-    return model_pb2.ManagerSnapshot(loaded_models=loaded)
-
-
-def show(connection: Connection, name: str, as_json: bool) -> None:
-    """Everything about one model."""
-    with connection.open() as client:
-        model = client.model(name)
+            model = client.model(name)
+        except ModelNotFoundError:
+            if name.count("/") != 1:
+                raise
+            catalog.show(client.catalog_model(name), as_json)
+            return
     if as_json:
         print_json(to_json(model))
         return
@@ -172,7 +142,7 @@ def show(connection: Connection, name: str, as_json: bool) -> None:
             ("dimensions", str(model.embedding_dimensions or "")),
             ("capabilities", ", ".join(capabilities)),
             ("size on disk", size(model.size_bytes)),
-            ("memory", size(model.memory_required_bytes)),
+            ("memory", memory(model.memory_required_bytes) if model.memory_required_bytes else ""),
             ("source", enum_word(model_pb2.ModelSource.DESCRIPTOR, model.source).replace("_", "-")),
             ("hub id", model.huggingface_id),
             ("revision", model.revision),
@@ -185,20 +155,6 @@ def show(connection: Connection, name: str, as_json: bool) -> None:
             *(("note", note) for note in model.notes),
         ]
     )
-
-
-def load(connection: Connection, name: str, keep_alive_seconds: float | None) -> None:
-    """Load, showing how far it is. Interrupted, a load that has begun goes on: others may wait for it."""
-    with connection.open() as client:
-        model = progress.follow(client.load(name, keep_alive_seconds=keep_alive_seconds), []).success
-    print(f"Loaded {model.name}")
-
-
-def unload(connection: Connection, name: str, force: bool) -> None:
-    """Remove from memory."""
-    with connection.open() as client:
-        model = client.unload(name, force=force)
-    print(f"Unloaded {model.name}")
 
 
 def rm(connection: Connection, name: str, keep_files: bool, force: bool) -> None:

@@ -5,12 +5,15 @@ import re
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def print_json(value: Any) -> None:
@@ -22,18 +25,24 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Aligned columns, the first line their names; on a terminal in colour and cut to its width."""
     if sys.stdout.isatty():
         from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
 
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        for column in columns:
-            table.add_column(column, overflow="ellipsis", no_wrap=True)
-        for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
-        Console().print(table)
+        Console().print(rich_table(columns, rows))
         return
     for line in plain_table(columns, rows):
         print(line)
+
+
+def rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> "Table":
+    """The same for a terminal: as wide as that at most."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="ellipsis", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
 
 
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -107,6 +116,14 @@ def size(byte_count: float) -> str:
             )
         byte_count /= 1000
     return f"{byte_count:.1f} TB"
+
+
+def memory(byte_count: float) -> str:
+    """Bytes in the binary units in which memory is sold: `15.5 GB` of 2^30 bytes; `0` for nothing."""
+    if byte_count <= 0:
+        return "0"
+    mebibytes = byte_count / 2**20
+    return f"{mebibytes / 1024:.1f} GB" if mebibytes >= 999.5 else f"{max(mebibytes, 1):.0f} MB"
 
 
 def span(seconds: float) -> str:

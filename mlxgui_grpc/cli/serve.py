@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from mlxgui_grpc import __version__
 from mlxgui_grpc.cli.connection import Connection
 from mlxgui_grpc.cli.failures import EXIT_USAGE, CommandError
-from mlxgui_grpc.config import load_config
 from mlxgui_grpc.errors import InvalidRequestError
+from mlxgui_grpc.options import load_options
 
 QUESTION = "What is the capital of France?"
 
@@ -43,7 +43,8 @@ class Addresses(Protocol):
 def serve(flags: Mapping[str, Any]) -> int:
     """Run the server until it is told to stop; returns the exit code."""
     try:
-        config = load_config(flags)
+        options = load_options(flags)
+        config = options.config()
     except InvalidRequestError as error:
         raise CommandError(error.message, EXIT_USAGE) from error
     from mlxgui_grpc import server
@@ -51,7 +52,7 @@ def serve(flags: Mapping[str, Any]) -> int:
     def announce(addresses: Addresses) -> None:
         print(banner(addresses, needs_key=bool(config.api_key)), flush=True)
 
-    return server.run(config, announce=announce)
+    return server.run(options, announce=announce)
 
 
 def banner(addresses: Addresses, *, needs_key: bool) -> str:

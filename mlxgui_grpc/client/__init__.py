@@ -11,6 +11,7 @@ from mlxgui_grpc.client.address import ServerAddress, discover
 from mlxgui_grpc.client.asynchronous import AsyncClient, AsyncStream
 from mlxgui_grpc.client.blocking import Client, Stream
 from mlxgui_grpc.client.failures import ServerUnreachableError
+from mlxgui_grpc.client.management import CatalogKind, CatalogSort, SettingValues
 from mlxgui_grpc.client.messages import (
     ChatEvent,
     ChatReply,
@@ -26,6 +27,8 @@ from mlxgui_grpc.client.messages import (
 __all__ = [
     "AsyncClient",
     "AsyncStream",
+    "CatalogKind",
+    "CatalogSort",
     "ChatEvent",
     "ChatReply",
     "Client",
@@ -36,6 +39,7 @@ __all__ = [
     "Sampling",
     "ServerAddress",
     "ServerUnreachableError",
+    "SettingValues",
     "Stream",
     "chat_message",
     "discover",

@@ -248,14 +248,13 @@ def generate_event(response: inference_pb2.GenerateStreamResponse) -> GenerateEv
 
 
 @checked
-def duration(seconds: float | None) -> Duration | None:
-    """The contract's form of how long a model stays; raises InvalidRequestError for what has none."""
+def duration(seconds: float | None, field: str = "keep_alive") -> Duration | None:
+    """The contract's form of a span, which `field` wants; raises InvalidRequestError for what has none."""
     if seconds is None:
         return None
     if not math.isfinite(seconds) or abs(seconds) > MAX_DURATION_SECONDS:
         raise InvalidRequestError(
-            f"keep_alive must be a number of seconds up to {MAX_DURATION_SECONDS}, not {seconds}",
-            field="keep_alive",
+            f"{field} must be a number of seconds up to {MAX_DURATION_SECONDS}, not {seconds}", field=field
         )
     whole = math.trunc(seconds)
     return Duration(seconds=whole, nanos=round((seconds - whole) * 1e9))

@@ -24,6 +24,26 @@ def is_batchable(model: Model) -> bool:
     return all(type(cache) is KVCache for cache in make_prompt_cache(model))
 
 
+def kv_bytes_per_token(model: Model) -> int:
+    """What one more token of a row takes in all caches together, taken from the caches themselves; 0: unknown.
+
+    Right for shared heads and compressed (latent) caches. A layer counts whose window, if it has one, is longer than
+    512 tokens; what a recurrent layer holds does not grow and does not count.
+    """
+    try:
+        return max(0, _cache_bytes(model, 512) - _cache_bytes(model, 256)) // 256
+    except Exception:  # A model may do with its caches as it likes; not to know is allowed.
+        return 0
+
+
+def _cache_bytes(model: Model, token_count: int) -> int:
+    """Bytes of a row's caches at so many tokens. Lazy: shapes and types are known without computing anything."""
+    cache = make_prompt_cache(model)
+    model(mx.zeros((1, token_count - 1), dtype=mx.int32), cache=cache)
+    model(mx.zeros((1, 1), dtype=mx.int32), cache=cache)  # windows are cut to size by single tokens
+    return sum(int(layer.nbytes) for layer in cache)
+
+
 def _merged(caches: list[list[Any]]) -> list[Any]:
     """One batch cache per layer from the rows' own caches (rows x layers)."""
     layers = list(zip(*caches, strict=True))
@@ -127,12 +147,21 @@ class DecodeBatch(Generic[Row]):
 
     def take(self, index: int) -> tuple[int, list[Any]]:
         """Take a row out that will come back through `rejoin`: its drawn token and its cache, layer by layer."""
-        assert self._drawn is not None
-        token = cast(int, self._drawn[index].item())
+        token = self.drawn_token(index)
         cache = [layer.extract(index) if hasattr(layer, "extract") else layer for layer in self._cache]
         mx.eval([layer.state for layer in cache])
         self.remove({index})
         return token, cache
+
+    def drawn_token(self, index: int) -> int:
+        """The next token of one row, which is about to leave: `step` would return it after another step."""
+        assert self._drawn is not None
+        return cast(int, self._drawn[index].item())
+
+    def release(self) -> None:
+        """Give the memory of rows that were removed back to the system now."""
+        mx.eval([layer.state for layer in self._cache])
+        mx.clear_cache()
 
     def rejoin(self, row: Row, token: int, cache: list[Any]) -> None:
         """Let a row back in that `take` gave, its token returned to the caller by then."""

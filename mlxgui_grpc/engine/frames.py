@@ -55,6 +55,9 @@ class Load(msgspec.Struct, tag="load", array_like=True, frozen=True):
     view: str
     tokenizer_only: bool = False
     max_rows: int = 32
+    kv_budget_bytes: int = 0  # 0, no limit
+    context_limit: int = 0  # most tokens of a row; 0, what the model was made for
+    use_gpu: bool = True
 
 
 class Submit(msgspec.Struct, tag="submit", array_like=True, frozen=True):
@@ -95,7 +98,14 @@ class AskUsage(msgspec.Struct, tag="usage?", array_like=True, frozen=True):
     """Send a `Usage` between two steps."""
 
 
-Command = Load | Submit | Cancel | Pause | Resume | Count | AskUsage
+class Limits(msgspec.Struct, tag="limits", array_like=True, frozen=True):
+    """From now on at most so many rows decode at once, and their caches take at most so many bytes (0: any)."""
+
+    max_rows: int
+    kv_budget_bytes: int
+
+
+Command = Load | Submit | Cancel | Pause | Resume | Count | AskUsage | Limits
 
 
 # Worker to control process.
@@ -106,6 +116,9 @@ class Ready(msgspec.Struct, tag="ready", array_like=True, frozen=True):
 
     device: str
     versions: dict[str, str]
+    device_name: str = ""
+    device_memory_bytes: int = 0  # what MLX recommends to use of a GPU's; a CPU has no such figure
+    is_gpu: bool = False
 
 
 class Loaded(msgspec.Struct, tag="loaded", array_like=True, frozen=True):
@@ -115,6 +128,8 @@ class Loaded(msgspec.Struct, tag="loaded", array_like=True, frozen=True):
     batchable: bool
     weight_bytes: int
     load_seconds: float
+    kv_bytes_per_token: int = 0  # what a row's cache grows by, all layers together; 0, unknown
+    active_bytes: int = 0  # what MLX holds now
 
 
 class Accepted(msgspec.Struct, tag="accepted", array_like=True, frozen=True):
@@ -174,12 +189,20 @@ class Counted(msgspec.Struct, tag="counted", array_like=True, frozen=True):
 
 
 class Usage(msgspec.Struct, tag="usage", array_like=True, frozen=True):
-    """What the worker holds: MLX's own counts and the rows at each stage."""
+    """What the worker holds: MLX's own counts and the rows at each stage.
+
+    Sent when asked for, at most once a second while it works, and once when it falls idle.
+    """
 
     active_bytes: int
+    cache_bytes: int  # freed by arrays, kept by MLX for the next ones
+    peak_bytes: int
     kv_bytes: int
     running_count: int
     waiting_count: int
+    preempted_count: int  # how often a row made room for others, since the load
+    work_count: int  # tokens prefilled or decoded since the load: while it stands still, nothing gets done
+    is_answer: bool = False  # to `AskUsage`
 
 
 Event = Ready | Loaded | Accepted | Prefilled | Step | Failed | Counted | Usage

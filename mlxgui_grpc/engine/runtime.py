@@ -4,37 +4,35 @@ The main one owns MLX (loads, prefills, decodes); a reader turns frames into cal
 tokenizes. The process ends when its socket closes, whatever it is doing.
 """
 
-import importlib.metadata
-import json
 import os
 import queue
 import socket
 import sys
-import tempfile
 import threading
 import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 import mlx.core as mx
 
 from mlxgui_grpc.engine import frames
 from mlxgui_grpc.engine.backends.text import TextModel, Tokens, load_text_model, load_tokens
-from mlxgui_grpc.engine.batch import DecodeBatch, Prefill
+from mlxgui_grpc.engine.death import EXIT_MEMORY, EXIT_TEMPLATE, speaks_of_memory
 from mlxgui_grpc.engine.detokenizer import Detokenizer, StopMatcher
 from mlxgui_grpc.engine.outbox import Outbox
 from mlxgui_grpc.engine.prompts import PromptTokenizer
+from mlxgui_grpc.engine.row import EngineRow
 from mlxgui_grpc.engine.sampling import RowSampling, SamplingDefaults, key_word
-from mlxgui_grpc.engine.scheduler import EngineRow, Scheduler
+from mlxgui_grpc.engine.scheduler import Scheduler
+from mlxgui_grpc.engine.warm_up import use_device, warm_up, warm_up_model
 from mlxgui_grpc.errors import ContextLengthExceededError, InvalidRequestError, ModelServerError
 
 DEFAULT_MAX_TOKENS = 8192
 """Most tokens of a reply whose request names no limit (the document's default)."""
 PROMPT_TAIL_TOKENS = 8
 """Tokens of a raw prompt that the detokenizer sees, to know what the first new token continues."""
-EXIT_TEMPLATE = 70
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +42,8 @@ class _Loaded:
     tokens: Tokens
     prompts: PromptTokenizer
     defaults: SamplingDefaults
+    context_length: int
+    """The model's, or the limit that it was loaded with."""
 
 
 class Worker:
@@ -58,6 +58,7 @@ class Worker:
         self._tokenizing: tuple[int, ...] = ()
         """Keys of the prompt at hand."""
         self._scheduler: Scheduler | None = None
+        self._is_batchable = False
         self._cancelled: set[int] = set()
         """Keys cancelled before the helper thread came to them; guarded by `_cancel_lock`."""
         self._untokenized: set[int] = set()
@@ -66,32 +67,37 @@ class Worker:
     def run(self) -> None:
         """Get ready, load once told to, then serve until the socket closes."""
         threading.Thread(target=self._read, name="reader", daemon=True).start()
-        self._outbox.send(_warm_up())
+        self._outbox.send(warm_up())
         load = self._loads.get()
         started = time.monotonic()
         try:
             loaded, model = self._load(load)
-        except MemoryError as error:
-            self._outbox.send(frames.Failed((), "OUT_OF_MEMORY", f"out of memory while loading: {error}"))
         except Exception as error:  # The loaders raise whatever the files make them raise.
+            if is_memory_error(error):
+                self._end_of_memory((), f"Memory ran out while the model was loaded: {error}")
             self._outbox.send(frames.Failed((), "MODEL_LOAD_FAILED", f"{type(error).__name__}: {error}"))
         else:
             threading.Thread(target=self._tokenize, args=(loaded,), name="tokenizer", daemon=True).start()
             self._outbox.send(
                 frames.Loaded(
-                    context_length=loaded.tokens.context_length,
+                    context_length=loaded.context_length,
                     batchable=model.batchable if model else False,
                     weight_bytes=model.weight_bytes if model else 0,
                     load_seconds=time.monotonic() - started,
+                    kv_bytes_per_token=model.kv_bytes_per_token if model else 0,
+                    active_bytes=mx.get_active_memory(),
                 )
             )
             self._serve()
         self._outbox.flush()
 
     def _load(self, load: frames.Load) -> tuple[_Loaded, TextModel | None]:
+        use_device(use_gpu=load.use_gpu)
+        mx.reset_peak_memory()  # The warm-up's is not the model's.
         view = Path(load.view)
         model = None if load.tokenizer_only else load_text_model(view)
         tokens = model.tokens if model else load_tokens(view)
+        context_length = min(tokens.context_length, load.context_limit or tokens.context_length)
         if model:
             if model.batchable:
                 warm_up_model(model.model)
@@ -100,11 +106,16 @@ class Worker:
                 end_tokens=tokens.end_tokens,
                 max_rows=load.max_rows if model.batchable else 1,
                 send=self._outbox.send,
+                kv_bytes_per_token=model.kv_bytes_per_token,
+                kv_budget_bytes=load.kv_budget_bytes,
+                report=self._report_usage,
             )
+            self._is_batchable = model.batchable
         prompts = PromptTokenizer(
-            tokens.tokenizer, tokens.render, tokens.vocabulary_size, tokens.context_length, self._end_runaway
+            tokens.tokenizer, tokens.render, tokens.vocabulary_size, context_length, self._end_runaway
         )
-        return _Loaded(tokens, prompts, model.defaults if model else SamplingDefaults()), model
+        defaults = model.defaults if model else SamplingDefaults()
+        return _Loaded(tokens, prompts, defaults, context_length), model
 
     def _serve(self) -> None:
         if self._scheduler is None:
@@ -115,9 +126,10 @@ class Worker:
             try:
                 self._scheduler.run()
             except Exception as error:
-                reason = "OUT_OF_MEMORY" if is_memory_error(error) else "GENERATION_FAILED"
                 print(f"engine step failed: {error!r}", file=sys.stderr, flush=True)
-                self._scheduler.fail_all(reason, f"the engine failed: {error}")
+                if is_memory_error(error):
+                    self._end_of_memory(self._scheduler.keys(), f"memory ran out in the engine: {error}")
+                self._scheduler.fail_all("GENERATION_FAILED", f"the engine failed: {error}")
                 # The batch that raised is failed and forgotten; when nothing went well since the last failure, it
                 # is not the batch: the process ends, and the next request gets a new one.
                 if self._scheduler.turn_count == turns_before:
@@ -127,6 +139,7 @@ class Worker:
     # The reader thread.
 
     def _read(self) -> None:
+        status = 0  # The control process is gone, or wants this one gone.
         try:
             buffer = frames.FrameBuffer()
             while data := self._connection.recv(1 << 18):
@@ -134,10 +147,11 @@ class Worker:
                     self._dispatch(frames.decode_command(body))
         except ConnectionResetError:
             pass  # How a socket ends whose other side was killed with frames of ours unread.
-        except Exception:
+        except Exception as error:
+            status = EXIT_MEMORY if is_memory_error(error) else 1
             traceback.print_exc()
         finally:
-            os._exit(0)  # The control process is gone, or wants this one gone; deaf, this one is of no use.
+            os._exit(status)  # Deaf, this one is of no use.
 
     def _dispatch(self, command: frames.Command) -> None:
         if isinstance(command, frames.Load):
@@ -160,8 +174,12 @@ class Worker:
         elif isinstance(command, frames.Resume):
             key = command.key
             scheduler.call(lambda: scheduler.resume(key))
+        elif isinstance(command, frames.Limits):
+            max_rows = command.max_rows if self._is_batchable else 1
+            budget = command.kv_budget_bytes
+            scheduler.call(lambda: scheduler.limit(max_rows, budget))
         elif isinstance(command, frames.AskUsage):
-            scheduler.call(self._report_usage)
+            scheduler.call(lambda: self._report_usage(is_answer=True))
 
     # The helper thread.
 
@@ -177,6 +195,8 @@ class Worker:
                 else:
                     self._submit(loaded, command, received)
             except Exception as error:
+                if is_memory_error(error):
+                    self._end_of_memory(keys, f"memory ran out while a prompt was tokenized: {error}")
                 self._outbox.send(_failure(keys, error))
             finally:
                 if isinstance(command, frames.Submit):
@@ -189,11 +209,11 @@ class Worker:
             if self._cancelled.issuperset(submit.keys):
                 return
         prompt = loaded.prompts.tokenize(submit.prompt)
-        room = loaded.tokens.context_length - len(prompt)
+        room = loaded.context_length - len(prompt)
         if room < 1:
             raise ContextLengthExceededError(
                 f"the prompt has {len(prompt)} tokens and the model's context holds "
-                f"{loaded.tokens.context_length}; shorten it",
+                f"{loaded.context_length}; shorten it",
                 field="prompt" if submit.prompt.text is not None or submit.prompt.token_ids else "messages",
             )
         sampling = submit.sampling
@@ -227,6 +247,8 @@ class Worker:
             try:
                 rows = make_rows()
             except Exception as error:
+                if is_memory_error(error):
+                    raise
                 self._outbox.send(_failure(submit.keys, error))
             else:
                 scheduler.submit(rows)
@@ -252,26 +274,38 @@ class Worker:
         self._outbox.flush()
         os._exit(EXIT_TEMPLATE)
 
+    def _end_of_memory(self, keys: tuple[int, ...], message: str) -> NoReturn:
+        """Tell those at hand and end the process: it may have lost anything, and only its end frees all it holds.
+
+        Whoever else waits is told by the control process, which knows this exit status.
+        """
+        self._outbox.send(frames.Failed(keys, "OUT_OF_MEMORY", message))
+        self._outbox.flush()
+        os._exit(EXIT_MEMORY)
+
     # On the MLX thread.
 
-    def _report_usage(self) -> None:
+    def _report_usage(self, is_answer: bool = False) -> None:
         scheduler = self._scheduler
         assert scheduler is not None
         self._outbox.send(
             frames.Usage(
                 active_bytes=mx.get_active_memory(),
+                cache_bytes=mx.get_cache_memory(),
+                peak_bytes=mx.get_peak_memory(),
                 kv_bytes=scheduler.kv_bytes,
                 running_count=scheduler.running_count,
                 waiting_count=scheduler.waiting_count,
+                preempted_count=scheduler.preempted_count,
+                work_count=scheduler.work_count,
+                is_answer=is_answer,
             )
         )
 
 
 def is_memory_error(error: BaseException) -> bool:
     """The documented signs of memory running out, by type and by words."""
-    words = ("out of memory", "memory allocation", "insufficient memory", "unable to allocate")
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or any(word in text for word in words)
+    return isinstance(error, MemoryError) or speaks_of_memory(str(error))
 
 
 def _failure(keys: tuple[int, ...], error: Exception) -> frames.Failed:
@@ -282,57 +316,3 @@ def _failure(keys: tuple[int, ...], error: Exception) -> frames.Failed:
             keys, "INVALID_PARAMETER", f"the prompt is not valid Unicode: {error}", "messages"
         )
     return frames.Failed(keys, "GENERATION_FAILED", f"tokenizing failed: {error}")
-
-
-def _warm_up() -> frames.Ready:
-    """Pay now for what the first load would pay: lazy imports and the first operation on the device.
-
-    Loading any tokenizer costs 2 CPU seconds of imports in transformers, once per process.
-    """
-    mx.eval(mx.ones((2, 2)) @ mx.ones((2, 2)))
-    _run_tiny_model()
-    from mlx_lm.tokenizer_utils import load as load_tokenizer_wrapper
-    from tokenizers import Tokenizer, models
-
-    with tempfile.TemporaryDirectory() as folder:
-        Tokenizer(models.BPE(vocab={"a": 0}, merges=[])).save(f"{folder}/tokenizer.json")
-        Path(folder, "tokenizer_config.json").write_text(
-            json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": "{{ messages }}"})
-        )
-        Path(folder, "config.json").write_text('{"model_type": "llama"}')
-        tokenizer: Any = load_tokenizer_wrapper(Path(folder))
-        tokenizer._tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
-    packages = ("mlx", "mlx-lm", "transformers", "tokenizers")
-    return frames.Ready(
-        device=str(mx.default_device()),
-        versions={name: importlib.metadata.version(name) for name in packages},
-    )
-
-
-def _run_tiny_model() -> None:
-    """Decode some tokens with random weights: compiles, or fetches from MLX's cache, what every model needs."""
-    from mlx_lm.models import llama, qwen3
-
-    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "intermediate_size": 64, "num_attention_heads": 2}
-    sizes |= {"num_key_value_heads": 1, "head_dim": 32, "vocab_size": 64, "max_position_embeddings": 64}
-    numbers = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": True}
-    for module, name in ((llama, "llama"), (qwen3, "qwen3")):
-        model: Any = module.Model(module.ModelArgs.from_dict({"model_type": name, **sizes, **numbers}))
-        warm_up_model(model)
-
-
-def warm_up_model(model: Any) -> None:
-    """Run a prefill of two rows and a decode step, greedy and sampled, so that no request pays for the first."""
-    sampled = frames.Sampling(temperature=1.0, top_p=0.9)
-    rows = [RowSampling(sampling, SamplingDefaults(), 0, [0], 2) for sampling in (frames.Sampling(), sampled)]
-    prefill = Prefill(model, rows, [[0, 0], [0, 0, 0]])
-    prefill.advance(8)
-    batch: DecodeBatch[RowSampling] = DecodeBatch(model, lambda row: row)
-    batch.join(prefill.rows, prefill.last_tokens, prefill.cache)
-    batch.step()
-    batch.step()
-
-
-def leave_wired_limit_alone() -> None:
-    """mlx-lm raises the wired limit to the recommended size, which has panicked kernels: never let it."""
-    mx.set_wired_limit = lambda limit: 0

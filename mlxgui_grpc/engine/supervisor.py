@@ -2,11 +2,8 @@
 
 import asyncio
 import contextlib
-import glob
 import itertools
 import logging
-import os
-import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,18 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from mlxgui_grpc.engine import frames
-from mlxgui_grpc.engine.mailbox import Mailbox
+from mlxgui_grpc.engine.calls import Call, OpenCalls
+from mlxgui_grpc.engine.death import Death, judge, judge_stall, speaks_of_starvation
+from mlxgui_grpc.engine.environment import set_idle_class, worker_environment
+from mlxgui_grpc.engine.memory_watch import MemoryWatch
+from mlxgui_grpc.engine.stall import StallWatch
 from mlxgui_grpc.errors import (
     BY_REASON,
-    EngineDeadError,
     HardwareIncompatibleError,
     ModelLoadFailedError,
     ModelServerError,
-    ModelUnsafeError,
+    OutOfMemoryError,
     PayloadTooLargeError,
     QueueFullError,
 )
-from mlxgui_grpc.secrets import without_secrets
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +33,11 @@ HEALTHY_SILENCE_SECONDS = 10.0
 """A worker that says nothing for so long while requests wait is not healthy."""
 EXIT_GRACE_SECONDS = 2.0
 """How long a worker may take to end by itself once its socket is closed."""
+VERDICT_SECONDS = 1.0
+"""How long the calls of a dead worker wait for its exit status, which tells why; it comes with the socket's end."""
+LAST_WORDS_BYTES = 4096
+MEMORY_SAMPLE_SECONDS = 0.25
+"""How often the memory of a worker that works is looked at; 0.2 ms each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +46,16 @@ class WorkerConfig:
 
     temporary_directory: Path
     stall_seconds: float = 120.0
-    """No frame for so long while rows wait for one: the worker is stuck and is killed."""
+    """Nothing done for so long while requests wait for it: the worker is stuck and is killed."""
     max_rows: int = 32
     """Rows that decode at once."""
     max_waiting_rows: int = 128
     """Rows beyond them that may wait; more are refused."""
     ready_seconds: float = 300.0
+    use_gpu: bool = True
+    """False: on the CPU, whatever the machine has."""
+    memory_limit_bytes: Callable[[], int] = lambda: 0
+    """What a worker may take before a sudden death is taken for one of memory; 0: not known."""
 
 
 class WorkerProcess(asyncio.Protocol):
@@ -62,16 +70,26 @@ class WorkerProcess(asyncio.Protocol):
         self._buffer = frames.FrameBuffer()
         self._transport: asyncio.WriteTransport | None = None
         self._process: asyncio.subprocess.Process | None = None
-        self._calls: dict[int, Mailbox] = {}
         self._ready: asyncio.Future[frames.Ready] = loop.create_future()
         self._loaded: asyncio.Future[frames.Loaded] = loop.create_future()
         self._usage_waiters: list[asyncio.Future[frames.Usage]] = []
-        self._watchdog: asyncio.TimerHandle | None = None
-        self._last_frame_time = loop.time()
+        self._max_rows = config.max_rows
+        self._max_waiting_rows = config.max_waiting_rows
+        self._kv_budget_bytes = 0
+        self._stall = StallWatch(config.stall_seconds, self._end_stalled)
+        self._calls = OpenCalls(self._send_if_alive, self._stall)
+        self._memory: MemoryWatch | None = None
+        self._memory_timer: asyncio.TimerHandle | None = None
+        self._life: tuple[tuple[Any, ...], float] = ((), 0.0)  # signs of life while it loads, and since when
+        self._last_words = b""
         self._cause: ModelServerError | None = None
-        self._is_stopping = False
+        self._ended_by_us = False
         self.label = "standby"
         """What the log and errors call it: the name of its model."""
+        self.latest_usage: frames.Usage | None = None
+        """What the worker reported last: at most a second old while it works."""
+        self.death: Death | None = None
+        """Why the process ended, known as soon as it has."""
         self.exited = asyncio.Event()
         """Set when the process is reaped and its memory free."""
         self.on_exit: Callable[[], None] = lambda: None
@@ -96,6 +114,7 @@ class WorkerProcess(asyncio.Protocol):
                 "mlxgui_grpc.engine.worker",
                 "--fd",
                 str(theirs.fileno()),
+                *([] if config.use_gpu else ["--cpu"]),
                 pass_fds=(theirs.fileno(),),
                 process_group=0,  # Ctrl-C in a terminal is for the control process: it ends its workers in order
                 stdin=asyncio.subprocess.DEVNULL,
@@ -103,8 +122,9 @@ class WorkerProcess(asyncio.Protocol):
                 stderr=asyncio.subprocess.STDOUT,
                 env=worker_environment(environment, config.temporary_directory),
             )
+        self._memory = MemoryWatch(self._process.pid, config.memory_limit_bytes)
         if idle:
-            _set_idle_class(self._process.pid, idle=True)
+            set_idle_class(self._process.pid, idle=True)
         ours.setblocking(False)
         await self._loop.create_connection(lambda: self, sock=ours)
         self._loop.create_task(self._reap())
@@ -134,18 +154,65 @@ class WorkerProcess(asyncio.Protocol):
             self.kill()
             raise HardwareIncompatibleError("the worker did not start in time; see the log") from None
 
-    async def load(self, label: str, view: Path, *, tokenizer_only: bool = False) -> frames.Loaded:
-        """Load a model, once in the life of the process; raises what the loader raised."""
+    async def load(
+        self,
+        label: str,
+        view: Path,
+        *,
+        tokenizer_only: bool = False,
+        kv_budget_bytes: int = 0,
+        context_limit: int = 0,
+    ) -> frames.Loaded:
+        """Load a model, once in the life of the process; raises what the loader raised.
+
+        `kv_budget_bytes` bounds the caches of its rows together, `context_limit` the tokens of each; 0: no bound.
+        Raises OutOfMemoryError when memory ran out, whether the worker said so or died of it.
+        """
         self.label = label
-        _set_idle_class(self.pid, idle=False)
+        set_idle_class(self.pid, idle=False)
         await self.ready()
-        self._send(frames.Load(str(view), tokenizer_only, self._config.max_rows))
-        return await asyncio.shield(self._loaded)
+        self._kv_budget_bytes = kv_budget_bytes
+        self._send(
+            frames.Load(
+                str(view),
+                tokenizer_only,
+                self._max_rows,
+                kv_budget_bytes,
+                context_limit,
+                self._config.use_gpu,
+            )
+        )
+        assert self._memory is not None
+        self._memory.expect(0 if tokenizer_only else _weight_bytes(view))
+        self._life = ((), self._loop.time())
+        self._watch_memory()
+        try:
+            return await asyncio.shield(self._loaded)
+        finally:
+            self._memory.expect(0)
+
+    def limit(
+        self,
+        *,
+        max_rows: int | None = None,
+        max_waiting_rows: int | None = None,
+        kv_budget_bytes: int | None = None,
+    ) -> None:
+        """Change limits of a worker that has loaded, None leaving one as it is; rows that run are not failed.
+
+        With fewer rows or less cache than are in use, rows end or make room before others start.
+        """
+        self._max_rows = self._max_rows if max_rows is None else max_rows
+        self._max_waiting_rows = self._max_waiting_rows if max_waiting_rows is None else max_waiting_rows
+        self._kv_budget_bytes = self._kv_budget_bytes if kv_budget_bytes is None else kv_budget_bytes
+        if self.is_alive:
+            self._send(frames.Limits(self._max_rows, self._kv_budget_bytes))
 
     async def stop(self, cause: ModelServerError | None = None) -> None:
         """End the process: calls still open end with `cause`; returns when its memory is free."""
-        self._is_stopping = True
         self._cause = self._cause or cause
+        if self.death is None:
+            self._ended_by_us = True
         if self._transport:
             self._transport.close()
         try:
@@ -157,6 +224,7 @@ class WorkerProcess(asyncio.Protocol):
     def kill(self) -> None:
         """End it the hard way."""
         if self._process and self._process.returncode is None:
+            self._ended_by_us = True
             self._process.kill()
 
     # Work.
@@ -164,22 +232,41 @@ class WorkerProcess(asyncio.Protocol):
     @property
     def is_delivering(self) -> bool:
         """Nobody waits, or something came lately."""
-        quiet_seconds = self._loop.time() - self._last_frame_time
-        return self.is_alive and (not self._calls or quiet_seconds < HEALTHY_SILENCE_SECONDS)
+        return self.is_alive and self._stall.quiet_seconds < HEALTHY_SILENCE_SECONDS
 
     @property
     def open_call_count(self) -> int:
         """Rows and counts that wait for an end."""
         return len(self._calls)
 
+    @property
+    def waiting_count(self) -> int:
+        """Rows of which nothing has come yet."""
+        return self._calls.waiting_count
+
+    @property
+    def running_count(self) -> int:
+        """Rows of which something has come and more is to come."""
+        return self._calls.running_count
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens delivered in the last 5 seconds, per second; 0 when there were none."""
+        return self._calls.tokens_per_second
+
+    @property
+    def footprint_bytes(self) -> int:
+        """What the process takes of the machine's memory now; 0 when it is gone."""
+        return self._memory.footprint_bytes if self._memory is not None else 0
+
     def submit(
         self, prompts: Sequence[frames.Prompt], sampling: frames.Sampling, rows: int, priority: int
-    ) -> "Call":
+    ) -> Call:
         """Queue `rows` rows for each prompt; raises QueueFullError when too many wait already.
 
         The keys of the call are in order: those of the first prompt, then those of the second.
         """
-        limit = self._config.max_rows + self._config.max_waiting_rows
+        limit = self._max_rows + self._max_waiting_rows
         if len(self._calls) + rows * len(prompts) > limit:
             raise QueueFullError(
                 f"Model '{self.label}' has {len(self._calls)} requests running or waiting, {limit} at most; "
@@ -197,11 +284,11 @@ class WorkerProcess(asyncio.Protocol):
             self._write(frame)
         return call
 
-    def count(self, prompt: frames.Prompt) -> "Call":
+    def count(self, prompt: frames.Prompt) -> Call:
         """Ask for the number of tokens of a prompt: one `Counted` event."""
         key = next(self._keys)
         frame = _encoded(frames.Count(key, prompt))
-        call = self._open((key,))
+        call = self._open((key,), is_count=True)
         self._write(frame)
         return call
 
@@ -209,43 +296,28 @@ class WorkerProcess(asyncio.Protocol):
         """Memory and rows, answered between two steps; raises EngineDeadError when it dies meanwhile."""
         future: asyncio.Future[frames.Usage] = self._loop.create_future()
         if not self.is_alive:
-            raise self._death()
+            raise self._death_error()
         self._usage_waiters.append(future)
         self._send(frames.AskUsage())
         return await future
 
-    def cancel(self, keys: tuple[int, ...]) -> None:
-        """Forget rows."""
-        open_keys = tuple(key for key in keys if self._calls.pop(key, None))
-        if open_keys and self.is_alive:
-            self._send(frames.Cancel(open_keys))
-
-    def _open(self, keys: tuple[int, ...]) -> "Call":
-        def tell(command: Callable[[int], frames.Command]) -> None:
-            for key in keys:
-                if key in self._calls and self.is_alive:
-                    self._send(command(key))
-
-        mailbox = Mailbox(
-            pause=lambda: tell(frames.Pause),
-            resume=lambda: tell(frames.Resume),
-            abandon=lambda: self.cancel(keys),
-        )
+    def _open(self, keys: tuple[int, ...], *, is_count: bool = False) -> Call:
         if not self.is_alive:
-            raise self._death()
-        if not self._calls:  # The silence before it is none of this call's.
-            self._last_frame_time = self._loop.time()
-        for key in keys:
-            self._calls[key] = mailbox
-        self._arm_watchdog()
-        return Call(self, keys, mailbox)
+            raise self._death_error()
+        call = self._calls.open(keys, is_count=is_count)
+        self._watch_memory()
+        return call
 
     def _send(self, command: frames.Command) -> None:
         self._write(frames.encode(command))
 
+    def _send_if_alive(self, command: frames.Command) -> None:
+        if self.is_alive:
+            self._send(command)
+
     def _write(self, frame: bytes) -> None:
         if self._transport is None or self._transport.is_closing():
-            raise self._death()
+            raise self._death_error()
         self._transport.write(frame)
 
     # Frames.
@@ -255,178 +327,130 @@ class WorkerProcess(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        self._last_frame_time = self._loop.time()
         for body in self._buffer.feed(data):
             event = frames.decode_event(body)
             if type(event) is frames.Step:
-                calls = self._calls
-                for piece in event.pieces:
-                    mailbox = calls.get(piece.key)
-                    if mailbox is not None:
-                        mailbox.put(piece)
-                        if piece.finish:
-                            del calls[piece.key]
+                self._calls.deliver(event)
             else:
                 self._receive(event)
 
     def _receive(self, event: frames.Event) -> None:
-        if isinstance(event, frames.Accepted | frames.Prefilled):
-            if mailbox := self._calls.get(event.keys[0]):
-                mailbox.put(event)
+        if isinstance(event, frames.Accepted | frames.Prefilled | frames.Counted):
+            self._calls.receive(event)
         elif isinstance(event, frames.Failed):
-            error = BY_REASON[event.reason](event.message, field=event.field)
             if not event.keys:  # The load failed, or the worker is about to end itself.
-                self._cause = error
+                self._cause = self._failure(event)
                 if not self._loaded.done():
-                    self._loaded.set_exception(error)
-            for key in event.keys:
-                if mailbox := self._calls.pop(key, None):
-                    mailbox.fail(error)
-        elif isinstance(event, frames.Counted):
-            if mailbox := self._calls.pop(event.key, None):
-                mailbox.put(event)
+                    self._loaded.set_exception(self._cause)
+            self._calls.fail(event)
         elif isinstance(event, frames.Usage):
-            waiters, self._usage_waiters = self._usage_waiters, []
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(event)
+            self._note_usage(event)
         elif isinstance(event, frames.Ready):
             self._ready.set_result(event)
         elif isinstance(event, frames.Loaded):
             self._loaded.set_result(event)
 
+    def _failure(self, event: frames.Failed) -> ModelServerError:
+        if speaks_of_starvation(event.message) and self._memory is not None:
+            self._memory.sample()
+            if evidence := self._memory.evidence(0):
+                words = f"Memory ran out while model '{self.label}' was loaded: {event.message} ({evidence})"
+                return OutOfMemoryError(words, model=self.label)
+        return BY_REASON[event.reason](event.message, field=event.field)
+
+    def _note_usage(self, usage: frames.Usage) -> None:
+        self.latest_usage = usage
+        self._stall.reported(usage)
+        if usage.is_answer:
+            waiters, self._usage_waiters = self._usage_waiters, []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(usage)
+
+    def _watch_memory(self) -> None:
+        """Look at the memory of the process while it loads or somebody waits for it."""
+        if self._memory_timer is None:
+            self._sample_memory()
+
+    def _sample_memory(self) -> None:
+        self._memory_timer = None
+        is_loading = not self._loaded.done()
+        if self.is_alive and self._memory is not None and (self._calls or is_loading):
+            usage = self.latest_usage
+            self._memory.sample(usage.active_bytes + usage.cache_bytes if usage is not None else 0)
+            if is_loading:
+                self._check_load()
+            self._memory_timer = self._loop.call_later(MEMORY_SAMPLE_SECONDS, self._sample_memory)
+
+    def _check_load(self) -> None:
+        """A load reports nothing before its end, and MLX can wait for ever for memory that it did not get."""
+        assert self._memory is not None
+        now, signs = self._loop.time(), self._memory.signs_of_life()
+        before, since = self._life
+        if not signs or signs != before:
+            self._life = (signs, now)
+        elif now - since >= self._config.stall_seconds:
+            self._end_stalled(now - since, self._memory.evidence(0))
+
     # Death.
 
+    def _end_stalled(self, quiet_seconds: float, memory_evidence: str = "") -> None:
+        words = f"delivered nothing for {quiet_seconds:.0f} seconds and was killed"
+        log.error("worker %d (%s) %s", self.pid, self.label, words)
+        self.death = judge_stall(self.label, words, memory_evidence)
+        self.kill()
+
     def connection_lost(self, exc: Exception | None) -> None:
-        # EOF means that no more tokens come; a moment later the exit status tells why.
+        # EOF means that no more tokens come; the exit status, which comes with it, tells why.
         self._loop.create_task(self._end_calls())
 
     async def _end_calls(self) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.exited.wait(), 0.05)
-        death = self._death()
-        mailboxes, self._calls = set(self._calls.values()), {}
-        for mailbox in mailboxes:
-            mailbox.fail(death)
+            await asyncio.wait_for(self.exited.wait(), VERDICT_SECONDS)
+        error = self._death_error()
+        self._calls.end(error)
         if not self._loaded.done():
-            self._loaded.set_exception(self._cause or ModelLoadFailedError(death.message))
+            is_known = self._cause is not None or isinstance(error, OutOfMemoryError)
+            self._loaded.set_exception(error if is_known else ModelLoadFailedError(error.message))
         futures: list[asyncio.Future[Any]] = [self._ready, *self._usage_waiters]
         for future in futures:
             if not future.done():
-                future.set_exception(death)
+                future.set_exception(error)
 
     async def _reap(self) -> None:
-        """Log what the process says until it ends, then note its end."""
+        """Log what the process says until it ends, then judge its end."""
         process = self._process
         assert process is not None and process.stdout is not None
         # Not line by line: a line over the reader's limit would end this task.
         while chunk := await process.stdout.read(1 << 16):
+            self._last_words = (self._last_words + chunk)[-LAST_WORDS_BYTES:]
             log.info("worker %d (%s): %s", process.pid, self.label, chunk.decode("utf-8", "replace").rstrip())
-        await process.wait()
+        status = await process.wait()
+        if self.death is None:
+            self.death = judge(
+                self.label,
+                status,
+                ended_by_us=self._ended_by_us,
+                last_words=self._last_words.decode("utf-8", "replace"),
+                memory_evidence=self._memory.evidence(status) if self._memory is not None else "",
+                said_memory=isinstance(self._cause, OutOfMemoryError),
+            )
         self.exited.set()
-        if self._watchdog:
-            self._watchdog.cancel()
-        if not self._is_stopping:
-            log.warning("worker %d (%s) ended: %s", process.pid, self.label, self._exit_words())
+        self._stall.close()
+        if not self._ended_by_us:
+            log.warning("worker %d (%s) ended: %s", process.pid, self.label, self.death.message)
         self.on_exit()
 
-    def _death(self) -> ModelServerError:
+    def _death_error(self) -> ModelServerError:
+        """What a call is told that can no longer be served."""
         if self._cause is not None:
             return self._cause
-        if self._process is not None and self._process.returncode == -signal.SIGALRM:
-            return ModelUnsafeError(
-                f"The chat template of model '{self.label}' runs without end; its worker was stopped",
-                model=self.label,
-            )
-        if self._is_stopping:
-            return EngineDeadError(
-                f"Model '{self.label}' was unloaded while the request ran", model=self.label
-            )
-        return EngineDeadError(
-            f"The worker of model '{self.label}' ended ({self._exit_words()}); the model can be loaded again",
-            model=self.label,
-        )
-
-    def _exit_words(self) -> str:
-        status = self._process.returncode if self._process else None
-        if status is None:
-            return "connection lost"
-        if status < 0:
-            return f"killed by {signal.Signals(-status).name}"
-        return f"exit status {status}"
-
-    # Watchdog: a timer only while somebody waits, so an idle server does nothing.
-
-    def _arm_watchdog(self) -> None:
-        if self._watchdog is None:
-            self._watchdog = self._loop.call_later(self._config.stall_seconds, self._check_stall)
-
-    def _check_stall(self) -> None:
-        self._watchdog = None
-        if not self._calls:
-            return
-        quiet_seconds = self._loop.time() - self._last_frame_time
-        if quiet_seconds >= self._config.stall_seconds:
-            log.error("worker %d (%s) sent nothing for %.0f s: killed", self.pid, self.label, quiet_seconds)
-            self._cause = EngineDeadError(
-                f"The worker of model '{self.label}' delivered nothing for {quiet_seconds:.0f} seconds and was "
-                "killed; the model can be loaded again",
-                model=self.label,
-            )
-            self.kill()
-            return
-        remaining = self._config.stall_seconds - quiet_seconds
-        self._watchdog = self._loop.call_later(remaining, self._check_stall)
-
-
-class Call:
-    """One request on a worker. Leaving the block, however, gives its rows back at the next step."""
-
-    def __init__(self, worker: WorkerProcess, keys: tuple[int, ...], mailbox: Mailbox) -> None:
-        self._worker = worker
-        self._mailbox = mailbox
-        self.keys = keys
-        self.take = mailbox.take
-        """Await the events that wait; raises the error that ended the request."""
-        self.fail = mailbox.fail
-        """End the request with an error of the caller's."""
-
-    def __enter__(self) -> "Call":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._mailbox.close()
-        self._worker.cancel(self.keys)
-
-
-def worker_environment(environment: Mapping[str, str], temporary_directory: Path) -> dict[str, str]:
-    """The environment of a worker: no tokens, no network, a private TMPDIR, and on Linux OpenBLAS where it is.
-
-    The Linux wheel of mlx bundles the scalar reference BLAS; with OpenBLAS preloaded, matrix products take a
-    twentieth of the time. One thread: two that spin lose on shared cores. Never required.
-    """
-    result = without_secrets(environment)
-    # mlx on Linux compiles to and loads libraries from $TMPDIR/mlx: nobody else may write there.
-    result |= {"TMPDIR": str(temporary_directory), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    result |= {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
-    if sys.platform == "linux" and (library := find_openblas()):
-        preloaded = result.get("LD_PRELOAD", "")
-        if "openblas" not in preloaded:
-            result["LD_PRELOAD"] = f"{preloaded} {library}".strip()
-        result.setdefault("OPENBLAS_NUM_THREADS", "1")
-    return result
-
-
-def find_openblas() -> str | None:
-    """The path of the system's OpenBLAS, looked for where Debian, Fedora and Arch put it."""
-    for pattern in (
-        "/usr/lib/*/libopenblas.so.0",
-        "/usr/lib64/libopenblas.so.0",
-        "/usr/lib/libopenblas.so.0",
-    ):
-        if found := sorted(glob.glob(pattern)):
-            return found[0]
-    return None
+        if self.death is not None:
+            return self.death.error(self.label)
+        status = self._process.returncode if self._process is not None else None
+        return judge(
+            self.label, status, ended_by_us=self._ended_by_us, last_words="", memory_evidence=""
+        ).error(self.label)
 
 
 def _encoded(command: frames.Submit | frames.Count) -> bytes:
@@ -438,15 +462,9 @@ def _encoded(command: frames.Submit | frames.Count) -> bytes:
     return frame
 
 
-def _set_idle_class(pid: int, *, idle: bool) -> None:
-    """Move all threads of a process to the idle scheduling class or back; Linux only, elsewhere without effect."""
-    if sys.platform != "linux":
-        return
-    policy = os.SCHED_IDLE if idle else os.SCHED_OTHER
-    with contextlib.suppress(OSError):  # The process may have ended.
-        for task in os.listdir(f"/proc/{pid}/task"):
-            with contextlib.suppress(OSError):  # So may one of its threads.
-                os.sched_setscheduler(int(task), policy, os.sched_param(0))
+def _weight_bytes(view: Path) -> int:
+    """The size of the weights that a loader will find."""
+    return sum(file.stat().st_size for file in view.glob("*.safetensors") if file.exists())
 
 
 def _consume(future: "asyncio.Future[frames.Ready] | asyncio.Future[frames.Loaded]") -> None:

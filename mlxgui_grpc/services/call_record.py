@@ -32,8 +32,9 @@ class CallBook:
         self._metrics = metrics
         self.draining = asyncio.Event()
         """Set when no new work is taken any more."""
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self.idle = asyncio.Event()
+        """Set when no request runs."""
+        self.idle.set()
         self.running_count = 0
 
     def drain(self) -> None:
@@ -48,10 +49,6 @@ class CallBook:
                 retry_after_seconds=RETRY_WHILE_DRAINING_SECONDS,
             )
 
-    async def wait_idle(self) -> None:
-        """Return when no request runs."""
-        await self._idle.wait()
-
     def open(self, method: str, given_id: str, peer: str, *, is_carrier: bool = False) -> "CallRecord":
         """Begin a request; `given_id` is used when it is well formed.
 
@@ -63,9 +60,9 @@ class CallBook:
         """More or fewer requests run."""
         self.running_count += change
         if self.running_count:
-            self._idle.clear()
+            self.idle.clear()
         else:
-            self._idle.set()
+            self.idle.set()
 
 
 class CallRecord:
@@ -80,6 +77,7 @@ class CallRecord:
         self.id = given_id if _VALID_ID.fullmatch(given_id) else uuid.uuid4().hex
         self.message_count = 0
         request_id.set(self.id)
+        log.debug("%s peer=%s id=%s begins", method, peer, self.id)
         self._weight = weight
         book.count(weight)
 

@@ -58,7 +58,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             yield response
 
     async def CountTokens(self, request: pb.CountTokensRequest, context: Context) -> pb.CountTokensResponse:
-        name = convert.model_name(request.model or request.chat.model)
+        name = convert.model_name(request.model or request.chat.model, may_be_empty=True)
         kind = request.WhichOneof("input")
         if kind is None:
             raise InvalidRequestError("one of prompt and chat is required", field="input")

@@ -25,8 +25,8 @@ _OPEN_WHILE_DRAINING = (
     "/mlxgui.v1.ModelService/GetOperation",
     "/mlxgui.v1.InferenceService/Session",  # refuses new requests one by one
 )
-_CARRIERS = frozenset({"/mlxgui.v1.InferenceService/Session"})
-"""Calls that the drain does not wait for: their requests are counted one by one."""
+_CARRIERS = frozenset({"/mlxgui.v1.InferenceService/Session", "/mlxgui.v1.ModelService/WatchManager"})
+"""Calls that the drain does not wait for: they last as long as the server, or their requests are counted one by one."""
 
 
 UNREADABLE = "the request is not a message of this method's type"

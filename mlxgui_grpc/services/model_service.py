@@ -1,58 +1,39 @@
-"""ModelService: the registry, what is in memory, and long actions on models."""
+"""ModelService: the registry, installations and operations."""
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Coroutine
-from typing import Any, TypeVar
-
-import grpc
+from collections.abc import AsyncIterator
 
 from mlxgui.v1 import model_pb2 as pb
-from mlxgui.v1 import model_pb2_grpc
-from mlxgui_grpc import convert
-from mlxgui_grpc.catalog import Catalog, InstalledModel, Origin
+from mlxgui_grpc.catalog import Catalog
+from mlxgui_grpc.discovery import Discovery
 from mlxgui_grpc.errors import InvalidRequestError
 from mlxgui_grpc.installer import Installer
-from mlxgui_grpc.operations import InstallProgress, LoadProgress, Operation, Operations
+from mlxgui_grpc.operations import Operations
 from mlxgui_grpc.residency import Residency
-
-Context = grpc.aio.ServicerContext[Any, Any]
-Result = TypeVar("Result")
+from mlxgui_grpc.services.catalog_service import CatalogRpcs
+from mlxgui_grpc.services.manager_rpcs import ManagerRpcs
+from mlxgui_grpc.services.model_base import Context
 
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 1_000
 
-_TYPES = {
-    "text": pb.MODEL_TYPE_TEXT,
-    "vision": pb.MODEL_TYPE_VISION,
-    "embedding": pb.MODEL_TYPE_EMBEDDING,
-    "transcription": pb.MODEL_TYPE_TRANSCRIPTION,
-    "speech": pb.MODEL_TYPE_SPEECH,
-}
-_STATES = {
-    "loading": pb.MODEL_STATE_LOADING,
-    "loaded": pb.MODEL_STATE_LOADED,
-    "unloading": pb.MODEL_STATE_UNLOADING,
-}
-_SOURCES = {
-    Origin.HUB: pb.MODEL_SOURCE_HUB,
-    Origin.DIRECTORY: pb.MODEL_SOURCE_DIRECTORY,
-    Origin.DEMO: pb.MODEL_SOURCE_BUILT_IN,
-}
-_KINDS = {"install": pb.Operation.KIND_INSTALL, "load": pb.Operation.KIND_LOAD}
 
-
-class ModelService(model_pb2_grpc.ModelServiceServicer):
+class ModelService(ManagerRpcs, CatalogRpcs):
     """Dropping a stream of a long action detaches from it; CancelOperation ends it."""
 
     def __init__(
-        self, catalog: Catalog, residency: Residency, installer: Installer, operations: Operations
+        self,
+        catalog: Catalog,
+        residency: Residency,
+        installer: Installer,
+        operations: Operations,
+        discovery: Discovery,
+        draining: asyncio.Event,
     ) -> None:
-        self._catalog = catalog
-        self._residency = residency
+        """`draining` is set when the server ends."""
+        super().__init__(catalog, residency, operations, draining)
         self._installer = installer
-        self._operations = operations
-        self._unstoppable: set[asyncio.Task[Any]] = set()
+        self._discovery = discovery
 
     # The registry.
 
@@ -139,36 +120,6 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
             yield pb.InstallModelResponse(operation=snapshot)
         await self._operations.wait(operation)
 
-    async def LoadModel(
-        self, request: pb.LoadModelRequest, context: Context
-    ) -> AsyncIterator[pb.LoadModelResponse]:
-        if not -100 <= request.priority <= 100:
-            raise InvalidRequestError("priority must be between -100 and 100", field="priority")
-        model = self._find(request.name)
-
-        async def action(operation: Operation) -> InstalledModel:
-            assert isinstance(operation.progress, LoadProgress)
-            operation.progress.phase = "loading"
-            operation.changed()
-            await self._residency.load(model)
-            return self._catalog.get(model.name)
-
-        operation = self._operations.running("load", model.name) or await self._operations.start(
-            "load", model.name, LoadProgress(), action
-        )
-        for name, is_set in (("priority", request.priority), ("keep_alive", request.HasField("keep_alive"))):
-            warning = f"{name} has no effect in this version"
-            if is_set and warning not in operation.warnings:
-                operation.warnings.append(warning)
-        async for snapshot in self._watch(operation):
-            yield pb.LoadModelResponse(operation=snapshot)
-        await self._operations.wait(operation)
-
-    async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:
-        model = self._find(request.name)
-        await self._finish(self._residency.unload(model.name, force=request.force))
-        return pb.UnloadModelResponse(model=self._to_proto(model))
-
     async def GetOperation(
         self, request: pb.GetOperationRequest, context: Context
     ) -> pb.GetOperationResponse:
@@ -200,105 +151,6 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         if operation.kind == "load" and not was_done and not self._residency.is_loaded(operation.model):
             await self._residency.unload(operation.model, force=True)
         return pb.CancelOperationResponse(operation=self._operation_to_proto(operation))
-
-    async def _finish(self, action: Coroutine[Any, Any, Result]) -> Result:
-        """Run what must not stop halfway: it goes on when the caller leaves."""
-        task = asyncio.get_running_loop().create_task(action)
-        self._unstoppable.add(task)
-        task.add_done_callback(self._unstoppable.discard)
-        return await asyncio.shield(task)
-
-    # Conversions that need to know what is in memory.
-
-    def _find(self, name: str) -> InstalledModel:
-        return self._catalog.get(convert.model_name(name, "name"))
-
-    async def _watch(self, operation: Operation) -> AsyncIterator[pb.Operation]:
-        async for changed in self._operations.watch(operation):
-            yield self._operation_to_proto(changed)
-
-    def _to_proto(self, model: InstalledModel) -> pb.Model:
-        metadata = json.loads(model.metadata)
-        resident = self._residency.find(model.name)
-        if not model.id:
-            state = pb.MODEL_STATE_AVAILABLE
-        elif resident is not None:
-            state = _STATES[resident.state]
-        elif self._operations.running("install", model.name):
-            state = pb.MODEL_STATE_INSTALLING
-        else:
-            state = pb.MODEL_STATE_FAILED if model.error_message else pb.MODEL_STATE_UNLOADED
-        message = pb.Model(
-            id=model.id,
-            name=model.name,
-            path=str(model.path),
-            version=model.revision[:12] or "1.0",
-            type=_TYPES.get(model.type, pb.MODEL_TYPE_UNSPECIFIED),
-            state=state,
-            memory_required_bytes=model.memory_bytes,
-            use_count=model.use_count,
-            create_time=convert.timestamp(model.create_time) if model.id else None,
-            update_time=convert.timestamp(model.update_time) if model.id else None,
-            error_message=model.error_message,
-            metadata_json=model.metadata,
-            huggingface_id=model.huggingface_id,
-            author=model.author,
-            revision=model.revision,
-            context_length=model.context_length,
-            size_bytes=model.size_bytes,
-            source=_SOURCES[model.origin],
-            architecture=metadata.get("architecture", ""),
-            parameter_count=metadata.get("parameter_count", 0),
-            quantization_bits=metadata.get("quantization_bits", 0),
-        )
-        if model.last_use_time is not None:
-            message.last_use_time.CopyFrom(convert.timestamp(model.last_use_time))
-        if model.type == "text":
-            message.capabilities.append(pb.CAPABILITY_COMPLETION)
-            if metadata.get("has_chat_template"):
-                message.capabilities.append(pb.CAPABILITY_CHAT)
-                if metadata.get("has_tools"):
-                    message.capabilities.append(pb.CAPABILITY_TOOLS)
-            if resident is not None and resident.loaded is not None and resident.loaded.batchable:
-                message.capabilities.append(pb.CAPABILITY_BATCHING)
-        else:
-            message.notes.append(f"this version does not serve models for {model.type}")
-        return message
-
-    def _operation_to_proto(self, operation: Operation) -> pb.Operation:
-        message = pb.Operation(
-            id=operation.id,
-            kind=_KINDS[operation.kind],
-            model=operation.model,
-            done=operation.is_done,
-            warnings=operation.warnings,
-            create_time=convert.timestamp(operation.create_time),
-            update_time=convert.timestamp(operation.update_time),
-        )
-        progress = operation.progress
-        if isinstance(progress, InstallProgress):
-            message.install.CopyFrom(
-                pb.InstallProgress(
-                    phase=pb.InstallProgress.Phase.Value(f"PHASE_{progress.phase.upper()}"),
-                    done_bytes=progress.done_bytes,
-                    total_bytes=progress.total_bytes,
-                    done_file_count=progress.done_file_count,
-                    total_file_count=progress.total_file_count,
-                    current_file=progress.current_file,
-                    bytes_per_second=int(progress.bytes_per_second),
-                )
-            )
-            if progress.remaining_seconds is not None:
-                message.install.remaining.CopyFrom(convert.duration(progress.remaining_seconds))
-        else:
-            message.load.phase = pb.LoadProgress.Phase.Value(f"PHASE_{progress.phase.upper()}")
-            message.load.queue_position = progress.queue_position
-            message.load.attempt = progress.attempt
-        if operation.is_done and operation.error is not None:
-            message.error.CopyFrom(convert.error_to_proto(operation.error))
-        elif operation.is_done and operation.result is not None:
-            message.success.CopyFrom(self._to_proto(operation.result))
-        return message
 
 
 def _is_local_user(context: Context) -> bool:

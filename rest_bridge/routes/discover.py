@@ -1,10 +1,12 @@
 """The hub's catalogue."""
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response
 
 from mlxgui.v1 import model_pb2
-from rest_bridge import native, web
+from rest_bridge import native_system, web
 from rest_bridge.errors import invalid
+from rest_bridge.json_body import Fields
+from rest_bridge.message_json import GIB, message_json
 
 blueprint = Blueprint("discover", __name__)
 
@@ -14,62 +16,74 @@ _SORTS = {
     "created": model_pb2.CATALOG_SORT_CREATED,
     "updated": model_pb2.CATALOG_SORT_UPDATED,
 }
+# 2**63 bytes and more are no memory.
+_MAX_MEMORY_GB = 2**33 - 1
 
 
 @blueprint.get("/v1/discover/models")
 def search() -> Response:
-    sort = request.args.get("sort", "downloads")
+    fields = web.query()
+    sort = fields.text("sort")
+    sort = "downloads" if sort is None else sort
     if sort not in _SORTS:
         raise invalid(f"`sort` must be one of {', '.join(_SORTS)}.", "sort")
-    return _search(model_pb2.SearchCatalogRequest(sort=_SORTS[sort]))
+    return _search(
+        fields, model_pb2.SearchCatalogRequest(sort=_SORTS[sort], query=fields.text("query") or "")
+    )
 
 
 @blueprint.get("/v1/discover/popular")
 def popular() -> Response:
-    return _search(model_pb2.SearchCatalogRequest(sort=model_pb2.CATALOG_SORT_DOWNLOADS), with_query=False)
+    return _search(web.query(), model_pb2.SearchCatalogRequest(sort=model_pb2.CATALOG_SORT_DOWNLOADS))
 
 
 @blueprint.get("/v1/discover/embeddings")
 def embeddings() -> Response:
-    return _search(model_pb2.SearchCatalogRequest(kind=model_pb2.CATALOG_KIND_EMBEDDING))
+    fields = web.query()
+    message = model_pb2.SearchCatalogRequest(
+        kind=model_pb2.CATALOG_KIND_EMBEDDING, query=fields.text("query") or ""
+    )
+    return _search(fields, message)
 
 
 @blueprint.get("/v1/discover/compatible")
 def compatible() -> Response:
-    text = request.args.get("max_memory_gb", "0")
-    try:
-        max_memory_bytes = int(float(text) * native.GIB)
-    except (ValueError, OverflowError):
-        max_memory_bytes = -1
-    if not 0 <= max_memory_bytes < 2**63:
+    fields = web.query()
+    max_memory_gb = fields.number("max_memory_gb") or 0.0
+    if not 0 <= max_memory_gb <= _MAX_MEMORY_GB:
         raise invalid("`max_memory_gb` must be a number, 0 or more.", "max_memory_gb")
-    return _search(model_pb2.SearchCatalogRequest(max_memory_bytes=max_memory_bytes))
+    message = model_pb2.SearchCatalogRequest(
+        max_memory_bytes=int(max_memory_gb * GIB), query=fields.text("query") or ""
+    )
+    return _search(fields, message)
 
 
 @blueprint.get("/v1/discover/categories")
 def categories() -> Response:
+    web.no_query()
     answer = web.ask(
         web.bridge().backend.models.ListCatalogCategories, model_pb2.ListCatalogCategoriesRequest()
     )
-    return web.json_response(native.catalog_categories(answer))
+    return web.json_response(native_system.catalog_categories(answer))
 
 
 @blueprint.get("/v1/discover/models/<path:model_id>")
 def show(model_id: str) -> Response:
+    web.no_query()
     bridge = web.bridge()
     message = model_pb2.GetCatalogModelRequest(id=model_id)
     answer = web.ask_watched(
         bridge.backend.models.GetCatalogModel, message, bridge.config.catalog_timeout_seconds
     )
-    return web.json_response(native.message_json(answer.model))
+    return web.json_response(message_json(answer.model))
 
 
-def _search(message: model_pb2.SearchCatalogRequest, *, with_query: bool = True) -> Response:
-    if with_query:
-        message.query = request.args.get("query", "")
-    message.page_size = web.query_integer("limit", 20, 1, 100)
+def _search(fields: Fields, message: model_pb2.SearchCatalogRequest) -> Response:
+    message.page_size = fields.integer_between("limit", 1, 100) or 20
+    message.page_token = fields.text("page_token") or ""
+    fields.refuse_unread()
     bridge = web.bridge()
     answer = web.ask_watched(
         bridge.backend.models.SearchCatalog, message, bridge.config.catalog_timeout_seconds
     )
-    return web.json_response(native.catalog_page(answer))
+    return web.json_response(native_system.catalog_page(answer))

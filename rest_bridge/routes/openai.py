@@ -1,56 +1,54 @@
 """OpenAI's routes: chat, completions, embeddings, audio."""
 
 import itertools
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, NoReturn
 
 from flask import Blueprint, Response, g
 
 from mlxgui.v1 import inference_pb2
 from rest_bridge import calls, openai, web
-from rest_bridge.errors import ApiError
+from rest_bridge.errors import ApiError, JsonObject
 from rest_bridge.session import StreamRequest
 
 blueprint = Blueprint("openai", __name__)
 
 
+class _Dialect(NamedTuple):
+    """What a route does with its body, its one answer and its stream of events."""
+
+    read: Callable[[JsonObject], tuple[Any, openai.Options]]
+    method: str
+    """The RPC; the one that streams has the same name and `Stream`."""
+    stream_request: type[StreamRequest]
+    answer: Callable[[Any, openai.Options, str], JsonObject]
+    events: Callable[[Iterable[Any], openai.Options, str], Iterator[bytes]]
+
+
+_CHAT = _Dialect(
+    openai.chat_request,
+    "Chat",
+    inference_pb2.ChatStreamRequest,
+    openai.chat_completion,
+    openai.chat_events,
+)
+_COMPLETION = _Dialect(
+    openai.completion_request,
+    "Generate",
+    inference_pb2.GenerateStreamRequest,
+    openai.completion,
+    openai.completion_events,
+)
+
+
 @blueprint.post("/v1/chat/completions")
 def create_chat_completion() -> Response:
-    message, options = openai.chat_request(web.json_object())
-    stub = web.bridge().backend.inference
-    try:
-        if not options.stream:
-            answer = _watched(stub.Chat, message)
-            body = openai.chat_completion(answer, options, web.bridge().fingerprint)
-            return web.json_response(body, warnings=body.get("warnings", ()))
-        return _event_stream(
-            stub.ChatStream,
-            inference_pb2.ChatStreamRequest(request=message),
-            openai.chat_events,
-            options,
-        )
-    except ApiError as error:
-        options.rename(error)
-        raise
+    return _inference(_CHAT)
 
 
 @blueprint.post("/v1/completions")
 def create_completion() -> Response:
-    message, options = openai.completion_request(web.json_object())
-    stub = web.bridge().backend.inference
-    try:
-        if not options.stream:
-            answer = _watched(stub.Generate, message)
-            body = openai.completion(answer, options, web.bridge().fingerprint)
-            return web.json_response(body, warnings=body.get("warnings", ()))
-        return _event_stream(
-            stub.GenerateStream,
-            inference_pb2.GenerateStreamRequest(request=message),
-            openai.completion_events,
-            options,
-        )
-    except ApiError as error:
-        options.rename(error)
-        raise
+    return _inference(_COMPLETION)
 
 
 @blueprint.post("/v1/embeddings")
@@ -61,8 +59,7 @@ def create_embedding() -> Response:
     except ApiError as error:
         options.rename(error)
         raise
-    body = openai.embeddings(answer, options)
-    return web.json_response(body, warnings=body.get("warnings", ()))
+    return _whole(openai.embeddings(answer, options))
 
 
 @blueprint.post("/v1/audio/transcriptions")
@@ -75,6 +72,26 @@ def audio() -> NoReturn:
 @blueprint.get("/v1/audio/voices")
 def voices() -> NoReturn:
     raise ApiError("NOT_IMPLEMENTED", "Audio is not served by this version yet.")
+
+
+def _inference(dialect: _Dialect) -> Response:
+    message, options = dialect.read(web.json_object())
+    stub = web.bridge().backend.inference
+    try:
+        if options.stream:
+            request: Any = dialect.stream_request(request=message)
+            return _event_stream(getattr(stub, dialect.method + "Stream"), request, dialect.events, options)
+        answer = _watched(getattr(stub, dialect.method), message)
+    except ApiError as error:
+        options.rename(error)
+        raise
+    return _whole(dialect.answer(answer, options, web.bridge().fingerprint))
+
+
+def _whole(body: JsonObject) -> Response:
+    response = web.json_response(body, warnings=body.get("warnings", ()))
+    web.report_query(response)
+    return response
 
 
 def _watched(method: Any, message: Any) -> Any:
@@ -96,4 +113,5 @@ def _event_stream(method: Any, message: StreamRequest, events: Any, options: ope
         live.close()
         raise
     web.report(response, [*options.warnings, *first.start.warnings])
+    web.report_query(response)
     return response

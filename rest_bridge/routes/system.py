@@ -1,12 +1,17 @@
 """The server itself: front page, documentation, health, metrics, status, settings, shutdown."""
 
 from flask import Blueprint, Response, request
+from google.protobuf import duration_pb2
 from grpc_health.v1 import health_pb2
 
 from mlxgui.v1 import system_pb2
-from rest_bridge import native, pages, web
+from rest_bridge import native_system, pages, web
+from rest_bridge.errors import invalid
+from rest_bridge.message_json import message_json
 
 blueprint = Blueprint("system", __name__)
+
+_MAX_GRACE_SECONDS = 3600
 
 _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'",
@@ -17,7 +22,7 @@ _PAGE_HEADERS = {
 @blueprint.get("/")
 def root() -> Response:
     info = web.ask(web.bridge().backend.system.GetServerInfo, system_pb2.GetServerInfoRequest())
-    status = native.message_json(info)["status"] or "running"
+    status = message_json(info)["status"] or "running"
     if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
         page = pages.front_page(info.version, status, pages.readme())
         response = Response(page, mimetype="text/html", headers=_PAGE_HEADERS)
@@ -37,7 +42,9 @@ def health() -> Response:
     answer = web.ask(web.bridge().backend.check_health, health_pb2.HealthCheckRequest())
     if answer.status == health_pb2.HealthCheckResponse.SERVING:
         return web.json_response({"status": "healthy"})
-    return web.json_response({"status": "unhealthy", "detail": "The model server is not ready."}, 503)
+    response = web.json_response({"status": "unhealthy", "detail": "The model server is not ready."}, 503)
+    response.headers["Retry-After"] = "1"
+    return response
 
 
 @blueprint.get("/metrics")
@@ -50,30 +57,61 @@ def metrics() -> Response:
 
 @blueprint.get("/v1/system/status")
 def system_status() -> Response:
+    web.no_query()
     answer = web.ask(web.bridge().backend.system.GetSystemStatus, system_pb2.GetSystemStatusRequest())
-    return web.json_response(native.system_status(answer))
+    return web.json_response(native_system.system_status(answer))
 
 
 @blueprint.post("/v1/system/shutdown")
 def shutdown() -> Response:
-    web.ask(web.bridge().backend.system.Shutdown, system_pb2.ShutdownRequest())
+    message = system_pb2.ShutdownRequest(grace=_grace())
+    web.ask(web.bridge().backend.system.Shutdown, message)
     return web.json_response({"message": "Server shutting down"})
 
 
 @blueprint.post("/v1/system/restart")
 def restart() -> Response:
-    web.ask(web.bridge().backend.system.Restart, system_pb2.RestartRequest())
+    message = system_pb2.RestartRequest(grace=_grace())
+    web.ask(web.bridge().backend.system.Restart, message)
     return web.json_response({"message": "Server restarting with updated settings"})
 
 
 @blueprint.get("/v1/settings")
 def settings() -> Response:
+    fields = web.query()
+    details = fields.boolean("details")
+    fields.refuse_unread()
     answer = web.ask(web.bridge().backend.system.GetSettings, system_pb2.GetSettingsRequest())
-    return web.json_response(native.settings(answer))
+    body = native_system.settings_in_detail(answer) if details else native_system.settings(answer)
+    return web.json_response(body)
 
 
 @blueprint.put("/v1/settings/<key>")
 def set_setting(key: str) -> Response:
-    message = native.setting_request(key, web.json_object())
+    web.no_query()
+    return _change(key, native_system.setting_request(key, web.json_object()))
+
+
+@blueprint.delete("/v1/settings/<key>")
+def reset_setting(key: str) -> Response:
+    web.parameters().refuse_unread()
+    return _change(key, native_system.reset_request(key))
+
+
+def _change(key: str, message: system_pb2.UpdateSettingsRequest) -> Response:
     answer = web.ask(web.bridge().backend.system.UpdateSettings, message)
-    return web.json_response(native.setting_updated(key, answer))
+    return web.json_response(native_system.setting_updated(key, message, answer))
+
+
+def _grace() -> duration_pb2.Duration | None:
+    """How long running requests may go on. None: the server's own time."""
+    fields = web.parameters()
+    seconds = fields.number("grace_seconds")
+    fields.refuse_unread()
+    if seconds is None:
+        return None
+    if not 0 <= seconds <= _MAX_GRACE_SECONDS:
+        raise invalid(f"`grace_seconds` must be between 0 and {_MAX_GRACE_SECONDS}.", "grace_seconds")
+    grace = duration_pb2.Duration()
+    grace.FromMilliseconds(round(seconds * 1000))
+    return grace

@@ -1,9 +1,7 @@
 """Commands beside the main job: starting, being refused, being interrupted, and what scripts rely on."""
 
-import contextlib
 import json
 import os
-import pty
 import re
 import select
 import shlex
@@ -12,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -21,39 +18,10 @@ import requests
 
 from tests.conftest import TinyModels
 from tests.loopback_hub import TOKEN, LoopbackHub
+from tests.support_commands import COMMAND_SECONDS, Terminal, environment_of, mlxgui, sentence
 from tests.support_http import CAPITAL, PARIS, Series, chat_body, eventually, installed_directory
 from tests.support_models import DEMO
-from tests.support_server import RunningServer, ServerDidNotStartError, clean_environment, start
-
-COMMAND_SECONDS = 120
-
-
-def environment_of(home: Path, **more: str) -> dict[str, str]:
-    return {**clean_environment(), "MLX_GUI_HOME": str(home), **more}
-
-
-def mlxgui(
-    home: Path, *arguments: str, stdin: str = "", **environment: str
-) -> "subprocess.CompletedProcess[str]":
-    """Run one command for the server of a home."""
-    return subprocess.run(
-        [sys.executable, "-m", "mlxgui_grpc", *arguments],
-        env=environment_of(home, **environment),
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=COMMAND_SECONDS,
-        check=False,
-    )
-
-
-def sentence(result: "subprocess.CompletedProcess[str]", exit_code: int) -> str:
-    """The one line that a refusal consists of."""
-    assert result.returncode == exit_code, (result.stdout, result.stderr)
-    assert result.stdout == ""
-    line = result.stderr.strip().splitlines()[-1]
-    assert line.startswith("mlxgui: ") and "Traceback" not in result.stderr
-    return line
+from tests.support_server import RunningServer, ServerDidNotStartError, start
 
 
 def free_port() -> int:
@@ -254,9 +222,18 @@ def test_version_help_and_completion_need_no_server(tmp_path: Path) -> None:
     assert helped.returncode == 0 and "--name" in helped.stdout
 
 
-def test_bash_completes_commands(tmp_path: Path) -> None:
-    result = mlxgui(tmp_path, _MLXGUI_COMPLETE="complete_bash", COMP_WORDS="mlxgui un", COMP_CWORD="1")
-    assert "unload" in result.stdout.split()
+def test_bash_completes_commands_and_settings(tmp_path: Path) -> None:
+    for words, place, expected in (
+        ("mlxgui un", "1", {"unload", "unpin"}),
+        (
+            "mlxgui settings set max_c",
+            "3",
+            {"max_concurrent_requests", "max_concurrent_models", "max_context_length"},
+        ),
+        ("mlxgui service ", "2", {"install", "uninstall", "status"}),
+    ):
+        result = mlxgui(tmp_path, _MLXGUI_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=place)
+        assert set(result.stdout.split()) == expected
 
 
 @pytest.mark.parametrize(
@@ -390,42 +367,6 @@ def test_the_bridge_alone_serves_a_server_elsewhere(guarded: RunningServer, tmp_
         bridge.kill()
         bridge.wait()
         bridge.stdout.close()
-
-
-class Terminal:
-    """A command at a terminal of its own."""
-
-    def __init__(self, home: Path, *arguments: str) -> None:
-        self._pid, self._fd = pty.fork()
-        if self._pid == 0:
-            environment = environment_of(home, TERM="xterm", COLUMNS="100")
-            os.execve(sys.executable, [sys.executable, "-m", "mlxgui_grpc", *arguments], environment)
-        self.seen = ""
-
-    def expect(self, words: str) -> None:
-        """Read until the words have been written; they are taken from what was seen."""
-        deadline = time.monotonic() + COMMAND_SECONDS
-        while words not in self.seen:
-            assert time.monotonic() < deadline, f"never said {words!r}: {self.seen!r}"
-            ready, _, _ = select.select([self._fd], [], [], 1.0)
-            if ready:
-                try:
-                    self.seen += os.read(self._fd, 65536).decode("utf-8", "replace")
-                except OSError:
-                    raise AssertionError(f"ended without {words!r}: {self.seen!r}") from None
-        self.seen = self.seen.partition(words)[2]
-
-    def type(self, text: str) -> None:
-        os.write(self._fd, text.encode())
-
-    def wait(self) -> int:
-        """Read to the end; the exit code."""
-        with contextlib.suppress(OSError):
-            while data := os.read(self._fd, 65536):
-                self.seen += data.decode("utf-8", "replace")
-        _, status = os.waitpid(self._pid, 0)
-        os.close(self._fd)
-        return os.waitstatus_to_exitcode(status)
 
 
 def test_a_conversation_at_a_terminal_remembers_and_ends(server: RunningServer) -> None:

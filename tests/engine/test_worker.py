@@ -12,8 +12,15 @@ from pathlib import Path
 import pytest
 
 from mlxgui_grpc.engine import frames
-from mlxgui_grpc.engine.supervisor import Call, WorkerConfig, WorkerProcess, worker_environment
-from mlxgui_grpc.errors import EngineDeadError, ModelServerError, QueueFullError
+from mlxgui_grpc.engine.calls import Call
+from mlxgui_grpc.engine.environment import worker_environment
+from mlxgui_grpc.engine.supervisor import WorkerConfig, WorkerProcess
+from mlxgui_grpc.errors import (
+    ContextLengthExceededError,
+    EngineDeadError,
+    ModelServerError,
+    QueueFullError,
+)
 from tests.support_models import DEMO
 
 WAIT_SECONDS = 120.0
@@ -47,8 +54,10 @@ async def test_one_worker_through_its_life(tmp_path: Path) -> None:
     if environment.exists():
         assert b"hf_secret" not in environment.read_bytes()
 
-    loaded = await asyncio.wait_for(worker.load("demo", DEMO), WAIT_SECONDS)
-    assert loaded.batchable and loaded.context_length == 4096 and loaded.weight_bytes > 10**6
+    loaded = await asyncio.wait_for(worker.load("demo", DEMO, context_limit=3000), WAIT_SECONDS)
+    assert loaded.batchable and loaded.context_length == 3000 and loaded.weight_bytes > 10**6
+    assert loaded.active_bytes >= loaded.weight_bytes and loaded.kv_bytes_per_token > 0
+    assert worker.footprint_bytes > 10**7 and worker.tokens_per_second == 0
 
     # Rows, counts and usage.
     (first, *_), *_ = [await pieces(worker.submit([FRANCE], frames.Sampling(), 1, 0))]
@@ -64,6 +73,18 @@ async def test_one_worker_through_its_life(tmp_path: Path) -> None:
     usage = await asyncio.wait_for(worker.usage(), WAIT_SECONDS)
     assert (usage.running_count, usage.waiting_count, usage.kv_bytes) == (0, 0, 0)
     assert usage.active_bytes >= loaded.weight_bytes
+
+    # What it reports unasked: what was done, and that it is idle now. The row below had pieces within 5 seconds.
+    async with asyncio.timeout(WAIT_SECONDS):
+        while worker.latest_usage is None or worker.latest_usage.running_count:
+            await asyncio.sleep(0.05)
+    assert worker.latest_usage.work_count > 40 and worker.latest_usage.peak_bytes >= loaded.active_bytes
+    await pieces(worker.submit([FRANCE], frames.Sampling(), 1, 0))
+    assert worker.tokens_per_second > 0 and (worker.running_count, worker.waiting_count) == (0, 0)
+
+    # A prompt beyond the limit it was loaded with is refused, though the model could hold it.
+    with pytest.raises(ContextLengthExceededError, match="3000"):
+        await pieces(worker.submit([frames.Prompt(token_ids=(5,) * 3000)], frames.Sampling(), 1, 0))
 
     # A paused row holds its place and its text; others go on; resumed, it goes on where it was.
     story = "".join(
@@ -96,6 +117,17 @@ async def test_one_worker_through_its_life(tmp_path: Path) -> None:
     running[0].__exit__()
     assert worker.open_call_count == 2
 
+    # Limits change while rows run: with one row's worth of cache one goes on, the other waits; then both run again.
+    for budget, running_count, preempted_count in ((0, 2, 0), (1, 1, 1), (0, 2, 1)):
+        worker.limit(kv_budget_bytes=budget)
+        async with asyncio.timeout(WAIT_SECONDS):
+            while (usage := await worker.usage()).running_count != running_count:
+                await asyncio.sleep(0.01)
+        assert usage.preempted_count == preempted_count and usage.waiting_count == 2 - running_count
+    worker.limit(max_waiting_rows=0)
+    with pytest.raises(QueueFullError):
+        worker.submit([FRANCE], ENDLESS, 1, 0)
+
     # Death: whoever waits hears of it, and of its cause; nothing can be sent any more.
     waiting = asyncio.create_task(asyncio.wait_for(asyncio.shield(_last(running[1])), WAIT_SECONDS))
     await asyncio.sleep(0)
@@ -103,7 +135,7 @@ async def test_one_worker_through_its_life(tmp_path: Path) -> None:
     with pytest.raises(EngineDeadError, match="SIGKILL"):
         await waiting
     await asyncio.wait_for(worker.exited.wait(), WAIT_SECONDS)
-    assert not worker.is_alive
+    assert not worker.is_alive and worker.death is not None and worker.death.kind == "stopped"
     with pytest.raises(EngineDeadError):
         worker.submit([FRANCE], frames.Sampling(), 1, 0)
     with pytest.raises(EngineDeadError):

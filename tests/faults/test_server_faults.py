@@ -194,7 +194,7 @@ def test_a_second_server_on_the_same_folder_is_refused_naming_the_first(start_se
     ):
         with pytest.raises(ServerDidNotStartError) as refused:
             start_server(home, register_demo=False, **options)
-        assert refused.value.status != 0
+        assert refused.value.status == 1
         assert len(refused.value.words.strip().splitlines()) == 1, refused.value.words
         for word in words:
             assert word in refused.value.words

@@ -217,14 +217,6 @@ def test_cancelling_a_load_that_is_over_leaves_the_next_one_alone(models: Models
     assert get(models, tiny).state == model_pb2.MODEL_STATE_LOADED
 
 
-def test_what_a_load_passes_over_it_says_in_its_warnings(models: Models, tiny: str) -> None:
-    request = model_pb2.LoadModelRequest(name=tiny, priority=5)
-    request.keep_alive.FromSeconds(60)
-    operation = last_operation(models.LoadModel(request, timeout=CALL_SECONDS))
-    assert [warning.split()[0] for warning in operation.warnings] == ["priority", "keep_alive"]
-    assert not load(models, tiny).warnings
-
-
 def test_an_unload_goes_on_when_its_caller_leaves(models: Models, tiny: str) -> None:
     load(models, tiny)
     leaving = models.UnloadModel.future(model_pb2.UnloadModelRequest(name=tiny), timeout=CALL_SECONDS)

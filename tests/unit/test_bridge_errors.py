@@ -65,6 +65,12 @@ def test_every_reason_of_the_contract_has_an_answer() -> None:
         (grpc.StatusCode.PERMISSION_DENIED, "HUB_ACCESS_DENIED", 403),
         (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED", 501),
         (grpc.StatusCode.INTERNAL, "GENERATION_FAILED", 500),
+        (grpc.StatusCode.INTERNAL, "MODEL_LOAD_FAILED", 500),
+        (grpc.StatusCode.INTERNAL, "MODEL_DELETE_FAILED", 500),
+        (grpc.StatusCode.INTERNAL, "OUT_OF_MEMORY", 500),
+        (grpc.StatusCode.FAILED_PRECONDITION, "INSUFFICIENT_MEMORY", 400),
+        (grpc.StatusCode.FAILED_PRECONDITION, "HARDWARE_INCOMPATIBLE", 400),
+        (grpc.StatusCode.CANCELLED, "CANCELLED", 409),
         # A reason of a later version: by the status.
         (grpc.StatusCode.INVALID_ARGUMENT, "SOMETHING_NEW", 400),
     ],

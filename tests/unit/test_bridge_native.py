@@ -2,9 +2,10 @@
 
 import pytest
 
-from mlxgui.v1 import common_pb2, inference_pb2, model_pb2, system_pb2
+from mlxgui.v1 import common_pb2, inference_pb2, model_pb2
 from rest_bridge import native, pages
 from rest_bridge.errors import ApiError
+from rest_bridge.message_json import GIB, gigabytes, message_json
 
 
 def _model() -> model_pb2.Model:
@@ -15,7 +16,7 @@ def _model() -> model_pb2.Model:
         version="1.0",
         type=model_pb2.MODEL_TYPE_TEXT,
         state=model_pb2.MODEL_STATE_LOADED,
-        memory_required_bytes=8 * native.GIB,
+        memory_required_bytes=8 * GIB,
         use_count=15,
     )
     model.create_time.FromJsonString("2025-01-04T09:00:00.750Z")
@@ -57,7 +58,7 @@ def test_the_list_is_both_documented_bodies() -> None:
 
 def test_what_is_unset_is_null() -> None:
     """Never used, never failed, unknown: null, and neither zero nor empty."""
-    body = native.message_json(model_pb2.Model(name="m"))
+    body = message_json(model_pb2.Model(name="m"))
     assert [body[key] for key in ("last_used_at", "error_message", "status", "author", "pooling")] == [
         None
     ] * 5
@@ -66,11 +67,11 @@ def test_what_is_unset_is_null() -> None:
 
 @pytest.mark.parametrize(
     ("size_bytes", "size_gb"),
-    [(0, 0.0), (3_674_112, 0.003422), (8 * native.GIB, 8.0), (9_126_805_504, 8.5)],
+    [(0, 0.0), (3_674_112, 0.003422), (8 * GIB, 8.0), (9_126_805_504, 8.5)],
 )
 def test_gigabytes_show_small_models_too(size_bytes: int, size_gb: float) -> None:
     """Four significant digits; a model of a few MB is not 0.0."""
-    assert native.gigabytes(size_bytes) == size_gb
+    assert gigabytes(size_bytes) == size_gb
 
 
 def test_generate_takes_the_documented_body() -> None:
@@ -153,6 +154,32 @@ def test_install_and_load_answer_as_documented() -> None:
     }
 
 
+def test_an_update_says_whether_there_was_a_newer_revision() -> None:
+    """By the revision before and after."""
+    model = model_pb2.Model(name="qwen", huggingface_id="a/Qwen", revision="b" * 40)
+    operation = model_pb2.Operation(success=model, done=True, warnings=["It is loaded."])
+    assert native.updated(operation, "a" * 40) == {
+        "message": "Model 'qwen' updated successfully",
+        "model_name": "qwen",
+        "model_id": "a/Qwen",
+        "revision": "b" * 40,
+        "status": "updated",
+        "warnings": ["It is loaded."],
+    }
+    body = native.updated(operation, "b" * 40)
+    assert (body["message"], body["status"]) == ("Model 'qwen' is up to date", "up_to_date")
+
+
+def test_pinning_and_unpinning_answer_alike() -> None:
+    """In the manner of load and unload."""
+    for is_pinned, word in ((True, "pinned"), (False, "unpinned")):
+        assert native.pinned(model_pb2.Model(name="m", pinned=is_pinned)) == {
+            "message": f"Model 'm' {word} successfully",
+            "pinned": is_pinned,
+            "status": word,
+        }
+
+
 def test_delete_says_why_files_stayed() -> None:
     """The documented keys first."""
     body = native.deleted(
@@ -198,45 +225,6 @@ def test_progress_is_exact_bytes() -> None:
     assert body["kind"] == "install"
     assert body["progress"]["phase"] == "downloading"
     assert (body["progress"]["done_bytes"], body["progress"]["remaining"]) == (123456789, 1.5)
-
-
-def test_the_system_status_has_the_documented_keys() -> None:
-    """GET /v1/system/status, key by key; no GPU is null."""
-    response = system_pb2.GetSystemStatusResponse(state=system_pb2.SERVER_STATE_RUNNING)
-    response.system.memory.total_bytes = 32 * native.GIB
-    response.system.mlx_compatible = True
-    response.model_manager.loaded_model_count = 1
-    response.model_manager.inactivity_timeout.FromSeconds(1800)
-    body = native.system_status(response)
-    assert (body["status"], body["mlx_compatible"], body["system"]["gpu_memory"]) == ("running", True, None)
-    assert body["system"]["memory"]["total_gb"] == 32
-    manager = body["model_manager"]
-    assert (manager["loaded_models_count"], manager["queue_size"], manager["inactivity_timeout_minutes"]) == (
-        1,
-        0,
-        30,
-    )
-    assert {
-        "max_concurrent_models",
-        "total_model_memory_gb",
-        "memory_usage_percent",
-        "max_tokens_limit",
-    } <= set(manager)
-    assert "auto_unload_enabled" in manager
-
-
-def test_one_setting_is_changed_by_its_mask() -> None:
-    """Its type is checked here: the contract's JSON reader would take "5" for 5."""
-    request = native.setting_request("model_inactivity_timeout_minutes", {"value": 60})
-    assert request.settings.model_inactivity_timeout_minutes == 60
-    assert list(request.update_mask.paths) == ["model_inactivity_timeout_minutes"]
-    for key, value in (("server_port", "5"), ("server_port", True), ("log_level", 5), ("server_port", 2**40)):
-        with pytest.raises(ApiError) as caught:
-            native.setting_request(key, {"value": value})
-        assert (caught.value.http_status, caught.value.param) == (400, "value")
-    with pytest.raises(ApiError) as caught:
-        native.setting_request("colour", {"value": 1})
-    assert caught.value.http_status == 404
 
 
 def test_the_pages_escape_what_they_show() -> None:

@@ -1,5 +1,6 @@
 """The pure parts of the typed client: requests, service config, failures."""
 
+import inspect
 import json
 import math
 import re
@@ -13,7 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from mlxgui.v1 import common_pb2, inference_pb2
+from mlxgui.v1 import common_pb2, inference_pb2, model_pb2
 from mlxgui_grpc.client import (
     AsyncClient,
     Client,
@@ -22,6 +23,7 @@ from mlxgui_grpc.client import (
     chat_message,
     discover,
     finish_reason,
+    management,
     messages,
 )
 from mlxgui_grpc.client.address import ServerAddress
@@ -34,6 +36,7 @@ from mlxgui_grpc.errors import (
     ModelServerError,
     PayloadTooLargeError,
     QueueFullError,
+    SettingNotFoundError,
 )
 
 
@@ -172,9 +175,12 @@ def test_sampling_has_the_fields_of_the_contract() -> None:
 
 def test_both_clients_have_the_same_methods() -> None:
     """What one can do, the other can."""
-    blocking = {name for name in vars(Client) if not name.startswith("_")}
-    asynchronous = {name for name in vars(AsyncClient) if not name.startswith("_")}
-    assert blocking == asynchronous
+    blocking = {name for name in dir(Client) if not name.startswith("_")}
+    asynchronous = {name for name in dir(AsyncClient) if not name.startswith("_")}
+    assert blocking == asynchronous >= {"chat", "models", "watch_manager", "search", "settings", "restart"}
+    for name in blocking:
+        mine, other = inspect.signature(getattr(Client, name)), inspect.signature(getattr(AsyncClient, name))
+        assert mine.parameters == other.parameters, name
 
 
 def test_messages_may_be_text_mappings_or_the_contracts_own() -> None:
@@ -209,6 +215,17 @@ def test_messages_may_be_text_mappings_or_the_contracts_own() -> None:
         (lambda client: client.load("m", keep_alive_seconds=-math.inf), "keep_alive", "inf"),
         (lambda client: client.load("m", keep_alive_seconds=1e30), "keep_alive", "1e+30"),
         (lambda client: client.model(5), "", "argument"),
+        (lambda client: client.set_priority("m", 10**10), "", "argument"),
+        (lambda client: client.estimate("m", tokens_per_request="many"), "", "argument"),
+        (lambda client: client.search(sort="size"), "sort", "downloads, likes, created, updated"),
+        (lambda client: client.search(kind="cat"), "kind", "any, embedding"),
+        (lambda client: client.search(limit=0), "limit", "between 1 and 1000"),
+        (lambda client: client.search(max_memory_bytes=10**30), "", "argument"),
+        (lambda client: client.set_settings(server_port="eighty"), "server_port", "'eighty'"),
+        (lambda client: client.set_settings(server_port=10**12), "server_port", "server_port cannot be"),
+        (lambda client: client.set_settings(preload_models="a"), "preload_models", "a list"),
+        (lambda client: client.shutdown(grace_seconds=math.inf), "grace", "inf"),
+        (lambda client: client.restart(grace_seconds=1e30), "grace", "1e+30"),
         (lambda client: client.chat("m", "Hi", timeout_seconds="long"), "", "call"),
     ],
 )
@@ -226,6 +243,35 @@ async def test_arguments_that_do_not_fit_are_the_callers_mistake(
         with pytest.raises(InvalidRequestError, match=re.escape(words)) as refused:
             await call(other)
     assert refused.value.field == field
+
+
+async def test_a_setting_that_there_is_not_is_not_found() -> None:
+    """With the one that was perhaps meant; nothing is sent."""
+    with Client("unix:/nowhere") as client:
+        with pytest.raises(SettingNotFoundError, match="did you mean server_port"):
+            client.set_settings(server_prot=1)  # type: ignore[call-arg]
+        with pytest.raises(SettingNotFoundError, match="`mlxgui settings`"):
+            client.reset_settings("colour")
+    async with AsyncClient("unix:/nowhere") as other:
+        with pytest.raises(SettingNotFoundError):
+            await other.reset_settings("colour")
+
+
+def test_masks_name_what_is_changed_and_what_is_forgotten() -> None:
+    """And nothing else: a default is a value too."""
+    change = management.settings_request({"server_port": 0, "preload_models": ["a", "b"]})
+    assert list(change.update_mask.paths) == ["server_port", "preload_models"]
+    assert list(change.settings.preload_models) == ["a", "b"]
+    forget = management.reset_request(["log_level"])
+    assert list(forget.reset_mask.paths) == ["log_level"] and not forget.HasField("update_mask")
+
+
+def test_a_search_tells_no_limit_from_what_there_is() -> None:
+    """Unset is whatever the size, 0 what the machine has."""
+    assert not management.search_request("q", "likes", "any", None, 5).HasField("max_memory_bytes")
+    here = management.search_request("q", "likes", "embedding", 0, 500)
+    assert here.HasField("max_memory_bytes") and here.page_size == management.MAX_PAGE_SIZE
+    assert (here.sort, here.kind) == (model_pb2.CATALOG_SORT_LIKES, model_pb2.CATALOG_KIND_EMBEDDING)
 
 
 def test_a_key_that_no_header_can_carry_is_refused() -> None:

@@ -10,11 +10,12 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from mlxgui.v1 import model_pb2
-from mlxgui_grpc.cli import doctor, failures, models, output, progress
+from mlxgui.v1 import common_pb2, model_pb2, system_pb2
+from mlxgui_grpc.cli import doctor, failures, lifetime, models, output, progress, residents, settings, top
 from mlxgui_grpc.cli.chat import one_shot_text
 from mlxgui_grpc.cli.serve import banner, first_command
-from mlxgui_grpc.client import ServerUnreachableError
+from mlxgui_grpc.cli.spans import parse_seconds
+from mlxgui_grpc.client import ServerUnreachableError, management
 from mlxgui_grpc.errors import (
     BY_REASON,
     ModelInUseError,
@@ -130,19 +131,152 @@ def test_progress_says_phase_amount_speed_and_time_left() -> None:
     assert progress.speed(model_pb2.Operation()) == ""
 
 
-def test_ps_shows_only_what_is_in_memory_or_on_its_way() -> None:
-    """Where the server tells no more than its list of models."""
-    states = model_pb2.ModelState.values()
-    listed = [model_pb2.Model(name=str(state), state=state) for state in states]
-    snapshot = models.snapshot_of(listed)
-    assert [
-        output.enum_word(model_pb2.ModelState.DESCRIPTOR, model.state) for model in snapshot.loaded_models
-    ] == [
-        "queued",
-        "loading",
-        "loaded",
-        "unloading",
+def test_memory_is_in_binary_units() -> None:
+    """As it is sold, and as the server's own sentences count it."""
+    assert [output.memory(count) for count in (0, -1, 1, 350 * 2**20, 18.5 * 2**30, 2**40)] == [
+        "0",
+        "0",
+        "1 MB",
+        "350 MB",
+        "18.5 GB",
+        "1024.0 GB",
     ]
+
+
+def test_models_in_memory_come_before_the_loads_that_wait() -> None:
+    """Each model once; what is pinned, in use or for ever says so instead of a time."""
+    loaded = model_pb2.MODEL_STATE_LOADED
+    idle = model_pb2.LoadedModel(
+        name="idle",
+        state=loaded,
+        memory_bytes=2**30,
+        tokens_per_second=1.25,
+        expire_time=Timestamp(seconds=2**32),
+        process_id=7,
+    )
+    snapshot = model_pb2.ManagerSnapshot(
+        loaded_models=[
+            idle,
+            model_pb2.LoadedModel(name="pinned", state=loaded, pinned=True),
+            model_pb2.LoadedModel(name="busy", state=loaded, running_request_count=3),
+            model_pb2.LoadedModel(name="kept", state=loaded),
+            model_pb2.LoadedModel(
+                name="next",
+                state=model_pb2.MODEL_STATE_QUEUED,
+                estimated_memory_bytes=2**20,
+                queue_position=1,
+            ),
+        ],
+        queue=[
+            model_pb2.QueuedLoad(model="next", position=1),
+            model_pb2.QueuedLoad(model="later", position=2, priority=-5),
+        ],
+    )
+    table = [dict(zip(residents.COLUMNS, row, strict=True)) for row in residents.rows(snapshot)]
+    assert [row["NAME"] for row in table] == ["idle", "pinned", "busy", "kept", "next", "later"]
+    assert (table[0]["MEMORY"], table[0]["TOKENS/S"], table[0]["PID"]) == ("1.0 GB", "1.2", "7")
+    assert table[0]["UNLOADS"].startswith("in ")
+    assert [row["UNLOADS"] for row in table[1:]] == ["never, pinned", "in use", "never", "", ""]
+    assert [row["STATE"] for row in table[3:]] == [
+        "loaded",
+        "queued, place 1",
+        "queued, place 2, priority -5",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("30", 30.0),
+        ("-1", -1.0),
+        ("0.5", 0.5),
+        ("90s", 90.0),
+        ("5m", 300.0),
+        ("1h30m", 5400.0),
+        ("250ms", 0.25),
+        ("-5m", -300.0),
+    ],
+)
+def test_spans_are_read_as_users_write_them(text: str, seconds: float) -> None:
+    """A bare number is seconds."""
+    assert parse_seconds(text, "--grace") == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "5x", "m", "5m soon", "5 m", "--5"])
+def test_what_is_no_span_is_refused_by_the_name_of_its_flag(text: str) -> None:
+    """With a form that is one."""
+    with pytest.raises(failures.CommandError, match=r"--grace .*5m") as refused:
+        parse_seconds(text, "--grace")
+    assert refused.value.exit_code == failures.EXIT_USAGE
+
+
+@pytest.mark.parametrize(
+    ("key", "words", "value"),
+    [
+        ("server_port", ["9000"], 9000),
+        ("auto_unload_inactive_models", ["off"], False),
+        ("enable_gpu_acceleration", ["TRUE"], True),
+        ("log_level", ["debug"], "debug"),
+        ("huggingface_cache_dir", [""], ""),
+        ("max_model_memory_gb", ["1.5"], 1.5),
+        ("preload_models", ["a", "b"], ["a", "b"]),
+        ("preload_models", ["a,b"], ["a", "b"]),
+        ("preload_models", [""], []),
+    ],
+)
+def test_a_setting_is_read_by_its_own_type(key: str, words: list[str], value: object) -> None:
+    """Which the contract gives."""
+    assert settings.parse(key, words) == value
+    assert type(settings.parse(key, words)) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("key", "words", "sentence"),
+    [
+        ("server_port", ["many"], "a whole number, not 'many'"),
+        ("server_port", ["1.5"], "a whole number"),
+        ("server_port", ["1", "2"], "one value"),
+        ("auto_unload_inactive_models", ["maybe"], "true or false"),
+        ("max_model_memory_gb", ["big"], "a number"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(key: str, words: list[str], sentence: str) -> None:
+    """By the name of the setting, before any server is asked."""
+    with pytest.raises(failures.CommandError, match=sentence) as refused:
+        settings.parse(key, words)
+    assert key in str(refused.value) and refused.value.exit_code == failures.EXIT_USAGE
+
+
+def test_every_setting_of_the_contract_can_be_read_and_typed() -> None:
+    """Also one that is added later: what `get` prints, `set` takes."""
+    defaults = system_pb2.Settings()
+    for key in settings.FIELDS:
+        value = settings.value_of(defaults, key)
+        assert settings.parse(key, [settings.text(value)]) == value
+    assert set(settings.FIELDS) == set(management.SettingValues.__annotations__)
+
+
+def test_a_verdict_is_yes_no_or_needless() -> None:
+    """And says why not."""
+    refused = model_pb2.EstimateLoadResponse(refusal=common_pb2.OperationError(message="Too large"))
+    assert residents.verdict(refused) == "it would be refused: Too large"
+    assert residents.verdict(model_pb2.EstimateLoadResponse(accepted=True)) == "it can be loaded"
+    assert "already" in residents.verdict(model_pb2.EstimateLoadResponse(accepted=True, already_loaded=True))
+
+
+def test_who_stops_a_server_hears_of_the_requests_that_run() -> None:
+    """How many, and for how long they may go on."""
+    assert lifetime.waiting_words(0, None) == "no request runs"
+    assert lifetime.waiting_words(1, None).startswith("1 request runs on, as long as the server's grace")
+    assert lifetime.waiting_words(2, 90.0).startswith("2 requests run on, 1 min 30 s at most")
+    assert lifetime.waiting_words(3, 0.0) == "3 requests run and must end now"
+
+
+def test_the_bar_shows_a_share_and_survives_any_numbers() -> None:
+    """No budget, and more than the budget."""
+    assert top.bar(1, 2).count("#") == top.BAR_CELLS // 2 and "50%" in top.bar(1, 2)
+    assert "0%" in top.bar(5, 0)
+    assert top.bar(9, 3).count("#") == top.BAR_CELLS
 
 
 def test_a_source_is_a_path_or_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from mlxgui_grpc.config import ServerConfig, load_config
+from mlxgui_grpc.config import ServerConfig
 from mlxgui_grpc.errors import InvalidRequestError
+from mlxgui_grpc.options import Source, load_config, load_options
 
 
 def load(home: Path, toml: str = "", environ: dict[str, str] | None = None, **flags: Any) -> ServerConfig:
@@ -25,6 +26,63 @@ def test_flags_go_before_the_environment_and_that_before_the_file(tmp_path: Path
     assert (config.model_roots, config.inference_seconds) == ((Path("/models"),), 5.0)
 
 
+def test_what_is_stored_goes_between_the_environment_and_the_file(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('port = 1\nmax_concurrent_models = 1\ndefault_model = "file"\n')
+    options = load_options(
+        {"home": tmp_path, "max_context_length": 5}, {"MLX_GUI_MAX_CONCURRENT_MODELS": "2"}
+    )
+    stored = {"port": 7, "max_concurrent_models": 7, "max_context_length": 7, "hub_cache": "/models"}
+    config = options.config(stored)
+    assert (config.port, config.max_concurrent_models, config.max_context_length) == (7, 2, 5)
+    assert (config.default_model, config.hub_cache) == ("file", Path("/models"))
+    assert [options.find(name, stored)[1] for name in (*stored, "default_model", "log_level")] == [
+        Source.STORED,
+        Source.ENVIRONMENT,
+        Source.FLAG,
+        Source.STORED,
+        Source.CONFIG_FILE,
+        Source.DEFAULT,
+    ]
+    assert options.words("max_concurrent_models", Source.ENVIRONMENT) == "MLX_GUI_MAX_CONCURRENT_MODELS"
+    assert options.words("max_context_length", Source.FLAG) == "--max-context-length"
+    assert options.config().port == 1
+
+
+def test_a_variable_with_commas_is_a_list(tmp_path: Path) -> None:
+    config = load(tmp_path, 'preload_models = ["z"]', {"MLX_GUI_PRELOAD_MODELS": "a, b,,"})
+    assert config.preload_models == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("flags", "stored", "toml", "host", "to_all", "source"),
+    [
+        ({}, {}, "", "127.0.0.1", False, Source.DEFAULT),
+        ({}, {"bind_to_all_interfaces": True}, "", "0.0.0.0", True, Source.STORED),
+        ({}, {"bind_to_all_interfaces": True}, 'host = "192.0.2.1"', "0.0.0.0", True, Source.STORED),
+        ({}, {"bind_to_all_interfaces": False}, 'host = "0.0.0.0"', "127.0.0.1", False, Source.STORED),
+        ({}, {"bind_to_all_interfaces": False}, 'host = "192.0.2.1"', "192.0.2.1", False, Source.STORED),
+        ({"host": "192.0.2.1"}, {"bind_to_all_interfaces": True}, "", "192.0.2.1", False, Source.FLAG),
+        ({"host": "::"}, {"bind_to_all_interfaces": False}, "", "::", True, Source.FLAG),
+        ({}, {}, 'host = "0.0.0.0"', "0.0.0.0", True, Source.CONFIG_FILE),
+        ({"bind_to_all_interfaces": True}, {}, "", "0.0.0.0", True, Source.FLAG),
+    ],
+)
+def test_host_and_all_interfaces_are_one_option_and_the_stronger_source_says(
+    tmp_path: Path,
+    flags: dict[str, Any],
+    stored: dict[str, Any],
+    toml: str,
+    host: str,
+    to_all: bool,
+    source: Source,
+) -> None:
+    (tmp_path / "config.toml").write_text(toml)
+    options = load_options({"home": tmp_path, "insecure": True, **flags}, {})
+    config = options.config(stored)
+    assert (config.host, config.bind_to_all_interfaces) == (host, to_all)
+    assert options.find("bind_to_all_interfaces", stored) == (to_all, source)
+
+
 @pytest.mark.parametrize(
     ("field", "toml", "words"),
     [
@@ -38,8 +96,14 @@ def test_flags_go_before_the_environment_and_that_before_the_file(tmp_path: Path
         ("stall_seconds", "stall_seconds = 0", "more than 0"),
         ("inference_seconds", "inference_seconds = inf", "finite"),
         ("drain_seconds", "drain_seconds = nan", "finite"),
-        ("max_concurrent_requests", "max_concurrent_requests = 0", "between 1 and 256"),
-        ("max_concurrent_requests", "max_concurrent_requests = 257", "between 1 and 256"),
+        ("max_concurrent_requests", "max_concurrent_requests = 0", "between 1 and 1024"),
+        ("max_concurrent_requests", "max_concurrent_requests = 1025", "between 1 and 1024"),
+        ("max_concurrent_models", "max_concurrent_models = 0", "between 1 and 64"),
+        ("model_inactivity_timeout_minutes", "model_inactivity_timeout_minutes = 0", "between 1 and 10080"),
+        ("max_model_memory_gb", "max_model_memory_gb = nan", "between 0 and 65536"),
+        ("max_context_length", "max_context_length = -1", "between 0 and 16777216"),
+        ("preload_models", f"preload_models = {['m'] * 17}", "more than 16"),
+        ("preload_models", 'preload_models = "m"', "is not a list of names"),
         ("max_waiting_requests", "max_waiting_requests = -1", "between 0"),
         ("bridge", 'bridge = "maybe"', "is not true or false"),
         ("api_key", "require_key = true\ninsecure = true", "a key is required"),

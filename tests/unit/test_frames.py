@@ -36,21 +36,26 @@ pieces = st.builds(
 )
 key_tuples = st.lists(keys, max_size=4).map(tuple)
 messages: dict[type[msgspec.Struct], st.SearchStrategy[Any]] = {
-    frames.Load: st.builds(frames.Load, texts, st.booleans(), st.integers(1, 99)),
+    frames.Load: st.builds(frames.Load, texts, st.booleans(), st.integers(1, 99), keys, keys, st.booleans()),
     frames.Submit: st.builds(frames.Submit, key_tuples, prompts, samplings, st.integers(-100, 100)),
     frames.Cancel: st.builds(frames.Cancel, key_tuples),
     frames.Pause: st.builds(frames.Pause, keys),
     frames.Resume: st.builds(frames.Resume, keys),
     frames.Count: st.builds(frames.Count, keys, prompts),
     frames.AskUsage: st.builds(frames.AskUsage),
-    frames.Ready: st.builds(frames.Ready, texts, st.dictionaries(texts, texts, max_size=3)),
-    frames.Loaded: st.builds(frames.Loaded, keys, st.booleans(), keys, finite),
+    frames.Limits: st.builds(frames.Limits, st.integers(1, 99), keys),
+    frames.Ready: st.builds(
+        frames.Ready, texts, st.dictionaries(texts, texts, max_size=3), texts, keys, st.booleans()
+    ),
+    frames.Loaded: st.builds(frames.Loaded, keys, st.booleans(), keys, finite, keys, keys),
     frames.Accepted: st.builds(frames.Accepted, key_tuples, keys),
     frames.Prefilled: st.builds(frames.Prefilled, key_tuples, keys, keys),
     frames.Step: st.builds(frames.Step, st.lists(pieces, max_size=8)),
     frames.Failed: st.builds(frames.Failed, key_tuples, texts, texts, texts),
     frames.Counted: st.builds(frames.Counted, keys, keys),
-    frames.Usage: st.builds(frames.Usage, *[keys] * len(frames.Usage.__struct_fields__)),
+    frames.Usage: st.builds(
+        frames.Usage, *[keys] * (len(frames.Usage.__struct_fields__) - 1), is_answer=st.booleans()
+    ),
 }
 
 

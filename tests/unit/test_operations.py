@@ -2,14 +2,28 @@
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mlxgui_grpc.catalog import Catalog, InstalledModel, OperationRecord, Origin
-from mlxgui_grpc.errors import InternalError, ModelIncompatibleError, OperationNotFoundError
-from mlxgui_grpc.operations import InstallProgress, Operation, Operations
+from mlxgui_grpc.catalog import (
+    KEPT_OPERATION_SECONDS,
+    Catalog,
+    InstalledModel,
+    OperationRecord,
+    Origin,
+)
+from mlxgui_grpc.errors import (
+    InternalError,
+    ModelIncompatibleError,
+    OperationNotFoundError,
+    ServerDrainingError,
+)
+from mlxgui_grpc.operations import InstallProgress, LoadProgress, Operation, Operations
 
 MODEL = InstalledModel(name="m", origin=Origin.DIRECTORY, path=Path("/m"))
 WAIT_SECONDS = 30.0
@@ -126,6 +140,78 @@ async def test_what_a_dead_server_left_is_failed_and_kept(tmp_path: Path) -> Non
     await second.close()
     assert running.task is not None
     running.task.cancel()
+
+
+async def test_an_operation_is_on_the_disk_when_it_has_a_name(catalog: Catalog, tmp_path: Path) -> None:
+    """Whoever knows its id can ask a later server for it."""
+    operations = Operations(catalog)
+    operation = await start(operations)
+    with sqlite3.connect(tmp_path / "state.db") as other:
+        assert other.execute("SELECT id, state FROM operations").fetchall() == [(operation.id, "running")]
+    await operations.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_done"),
+    [
+        ({}, True),
+        ({"model": "M"}, True),
+        ({"request": '{"model_id": "other/m"}'}, False),
+        ({"kind": "update"}, False),
+        ({"kind": "load", "request": "{}"}, False),
+        ({"create_time": 4e9}, False),
+    ],
+)
+async def test_an_install_that_had_registered_its_model_is_done(
+    changes: dict[str, Any], is_done: bool, catalog: Catalog
+) -> None:
+    """The server died between the two writes: that of the model and that of the operation's end."""
+    record = OperationRecord(id="op-1", kind="install", model="m", request='{"model_id": "owner/m"}')
+    model = await catalog.add(
+        InstalledModel(name="m", origin=Origin.HUB, path=Path("/m"), huggingface_id="owner/m")
+    )
+    operations = Operations(catalog)
+    await operations.recover([replace(record, **changes)])
+    operation = operations.get("op-1")
+    assert operation.is_done and operation.result == (model if is_done else None)
+    assert (operation.error is None) == is_done
+    if not is_done:
+        with pytest.raises(ServerDrainingError, match="start it again"):
+            await operations.wait(operation)
+
+
+@pytest.mark.parametrize(
+    ("kind", "progress"),
+    [
+        ("install", InstallProgress),
+        ("update", InstallProgress),
+        ("load_adapter", InstallProgress),
+        ("load", LoadProgress),
+    ],
+)
+async def test_every_kind_is_taken_over(kind: str, progress: type, catalog: Catalog) -> None:
+    operations = Operations(catalog)
+    await operations.recover([OperationRecord(id="op-1", kind=kind, model="m")])
+    operation = operations.get("op-1")
+    assert operation.is_done and operation.kind == kind and isinstance(operation.progress, progress)
+
+
+async def test_what_ended_long_ago_is_forgotten(catalog: Catalog, tmp_path: Path) -> None:
+    """In memory and on the disk; what runs is not, however old."""
+    operations = Operations(catalog)
+    old, recent, running = [await start(operations, a) for a in (succeed, succeed, for_ever)]
+    await operations.wait(old)
+    await operations.wait(recent)
+    week_ago = time.time() - KEPT_OPERATION_SECONDS - 1
+    for operation in (old, running):
+        operation.update_time = week_ago
+    with sqlite3.connect(tmp_path / "state.db") as other:
+        other.execute("UPDATE operations SET update_time = ? WHERE id != ?", [week_ago, recent.id])
+    await operations.tidy()
+    assert [o.id for o in operations.list(include_done=True)] == [running.id, recent.id]
+    with sqlite3.connect(tmp_path / "state.db") as other:
+        assert {row[0] for row in other.execute("SELECT id FROM operations")} == {running.id, recent.id}
+    await operations.close()
 
 
 async def test_an_operation_ends_although_its_end_cannot_be_saved(

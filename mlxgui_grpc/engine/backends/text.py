@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model, load_tokenizer
 
-from mlxgui_grpc.engine.batch import is_batchable
+from mlxgui_grpc.engine.batch import is_batchable, kv_bytes_per_token
 from mlxgui_grpc.engine.sampling import SamplingDefaults
 
 DEFAULT_CONTEXT_LENGTH = 4096
@@ -40,6 +40,7 @@ class TextModel:
     defaults: SamplingDefaults
     weight_bytes: int
     batchable: bool
+    kv_bytes_per_token: int
 
 
 def load_tokens(view: Path) -> Tokens:
@@ -63,6 +64,7 @@ def load_text_model(view: Path) -> TextModel:
         defaults=_sampling_defaults(_generation_config(view)),
         weight_bytes=sum(array.nbytes for array in arrays),
         batchable=is_batchable(model),
+        kv_bytes_per_token=kv_bytes_per_token(model),
     )
 
 

@@ -28,7 +28,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from mlxgui.v1 import model_pb2 as mlxgui_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16mlxgui/v1/system.proto\x12\tmlxgui.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15mlxgui/v1/model.proto\"\x16\n\x14GetServerInfoRequest\"\xbf\x03\n\x15GetServerInfoResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0c\x61pi_versions\x18\x03 \x03(\t\x12\x14\n\x0c\x63\x61pabilities\x18\x04 \x03(\t\x12M\n\x0f\x65ngine_versions\x18\x05 \x03(\x0b\x32\x34.mlxgui.v1.GetServerInfoResponse.EngineVersionsEntry\x12\x10\n\x08rest_url\x18\x06 \x01(\t\x12\x16\n\x0egrpc_addresses\x18\x07 \x03(\t\x12\'\n\x06limits\x18\x08 \x01(\x0b\x32\x17.mlxgui.v1.ServerLimits\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nprocess_id\x18\n \x01(\x05\x12\x17\n\x0fstate_directory\x18\x0b \x01(\t\x12%\n\x05state\x18\x0c \x01(\x0e\x32\x16.mlxgui.v1.ServerState\x1a\x35\n\x13\x45ngineVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x18\n\x16GetSystemStatusRequest\"\x96\x01\n\x17GetSystemStatusResponse\x12%\n\x05state\x18\x01 \x01(\x0e\x32\x16.mlxgui.v1.ServerState\x12#\n\x06system\x18\x02 \x01(\x0b\x32\x13.mlxgui.v1.HostInfo\x12/\n\rmodel_manager\x18\x03 \x01(\x0b\x32\x18.mlxgui.v1.ManagerStatus\"\x13\n\x11GetMetricsRequest\"8\n\x12GetMetricsResponse\x12\x14\n\x0c\x63ontent_type\x18\x01 \x01(\t\x12\x0c\n\x04\x62ody\x18\x02 \x01(\x0c\"\x14\n\x12GetSettingsRequest\"g\n\x13GetSettingsResponse\x12%\n\x08settings\x18\x01 \x01(\x0b\x32\x13.mlxgui.v1.Settings\x12)\n\x07\x64\x65tails\x18\x02 \x03(\x0b\x32\x18.mlxgui.v1.SettingDetail\"o\n\x15UpdateSettingsRequest\x12%\n\x08settings\x18\x01 \x01(\x0b\x32\x13.mlxgui.v1.Settings\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"\x9f\x01\n\x16UpdateSettingsResponse\x12%\n\x08settings\x18\x01 \x01(\x0b\x32\x13.mlxgui.v1.Settings\x12\x33\n\x0fpending_restart\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12)\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32\x18.mlxgui.v1.SettingDetail\";\n\x0fShutdownRequest\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"+\n\x10ShutdownResponse\x12\x17\n\x0fin_flight_count\x18\x01 \x01(\x05\":\n\x0eRestartRequest\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"*\n\x0fRestartResponse\x12\x17\n\x0fin_flight_count\x18\x01 \x01(\x05\"\xe1\x02\n\x0cServerLimits\x12\x19\n\x11max_receive_bytes\x18\x01 \x01(\x03\x12\x18\n\x10max_upload_bytes\x18\x02 \x01(\x03\x12\x17\n\x0fmax_chunk_bytes\x18\x03 \x01(\x03\x12\x17\n\x0fmax_image_bytes\x18\x04 \x01(\x03\x12\x17\n\x0fmax_image_count\x18\x05 \x01(\x05\x12\x19\n\x11max_message_count\x18\x06 \x01(\x05\x12\x16\n\x0emax_part_count\x18\x07 \x01(\x05\x12\x16\n\x0emax_tool_count\x18\x08 \x01(\x05\x12\x18\n\x10max_prompt_count\x18\t \x01(\x05\x12\x1d\n\x15max_embed_input_count\x18\n \x01(\x05\x12\x16\n\x0emax_stop_count\x18\x0b \x01(\x05\x12\x12\n\nmax_tokens\x18\x0c \x01(\x05\x12!\n\x19max_waiting_request_count\x18\r \x01(\x05\"\xcc\x01\n\x08HostInfo\x12\x10\n\x08platform\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x11\n\tprocessor\x18\x03 \x01(\t\x12\x18\n\x10is_apple_silicon\x18\x04 \x01(\x08\x12\x16\n\x0emlx_compatible\x18\x05 \x01(\x08\x12%\n\x06memory\x18\x06 \x01(\x0b\x32\x15.mlxgui.v1.MemoryInfo\x12,\n\ngpu_memory\x18\x07 \x01(\x0b\x32\x18.mlxgui.v1.GpuMemoryInfo\"d\n\nMemoryInfo\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x03\x12\x17\n\x0f\x61vailable_bytes\x18\x02 \x01(\x03\x12\x12\n\nused_bytes\x18\x03 \x01(\x03\x12\x14\n\x0cpercent_used\x18\x04 \x01(\x01\"R\n\rGpuMemoryInfo\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x03\x12\x17\n\x0f\x61vailable_bytes\x18\x02 \x01(\x03\x12\x13\n\x0b\x64\x65vice_name\x18\x03 \x01(\t\"\xbd\x02\n\x08Settings\x12\x13\n\x0bserver_port\x18\x01 \x01(\x05\x12\x1f\n\x17max_concurrent_requests\x18\x02 \x01(\x05\x12#\n\x1b\x61uto_unload_inactive_models\x18\x03 \x01(\x08\x12(\n model_inactivity_timeout_minutes\x18\x04 \x01(\x05\x12\x1a\n\x12\x65nable_system_tray\x18\x05 \x01(\x08\x12\x11\n\tlog_level\x18\x06 \x01(\t\x12\x1d\n\x15huggingface_cache_dir\x18\x07 \x01(\t\x12\x1f\n\x17\x65nable_gpu_acceleration\x18\x08 \x01(\x08\x12\x1e\n\x16\x62ind_to_all_interfaces\x18\t \x01(\x08\x12\x1d\n\x15max_concurrent_models\x18\n \x01(\x05\"m\n\rSettingDetail\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x06source\x18\x02 \x01(\x0e\x32\x18.mlxgui.v1.SettingSource\x12\x17\n\x0fpending_restart\x18\x03 \x01(\x08\x12\x0c\n\x04note\x18\x04 \x01(\t*{\n\x0bServerState\x12\x1c\n\x18SERVER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15SERVER_STATE_STARTING\x10\x01\x12\x18\n\x14SERVER_STATE_RUNNING\x10\x02\x12\x19\n\x15SERVER_STATE_DRAINING\x10\x03*\xbf\x01\n\rSettingSource\x12\x1e\n\x1aSETTING_SOURCE_UNSPECIFIED\x10\x00\x12\x1a\n\x16SETTING_SOURCE_DEFAULT\x10\x01\x12\x1e\n\x1aSETTING_SOURCE_CONFIG_FILE\x10\x02\x12\x19\n\x15SETTING_SOURCE_STORED\x10\x03\x12\x1e\n\x1aSETTING_SOURCE_ENVIRONMENT\x10\x04\x12\x17\n\x13SETTING_SOURCE_FLAG\x10\x05\x32\xd7\x04\n\rSystemService\x12W\n\rGetServerInfo\x12\x1f.mlxgui.v1.GetServerInfoRequest\x1a .mlxgui.v1.GetServerInfoResponse\"\x03\x90\x02\x01\x12]\n\x0fGetSystemStatus\x12!.mlxgui.v1.GetSystemStatusRequest\x1a\".mlxgui.v1.GetSystemStatusResponse\"\x03\x90\x02\x01\x12N\n\nGetMetrics\x12\x1c.mlxgui.v1.GetMetricsRequest\x1a\x1d.mlxgui.v1.GetMetricsResponse\"\x03\x90\x02\x01\x12Q\n\x0bGetSettings\x12\x1d.mlxgui.v1.GetSettingsRequest\x1a\x1e.mlxgui.v1.GetSettingsResponse\"\x03\x90\x02\x01\x12Z\n\x0eUpdateSettings\x12 .mlxgui.v1.UpdateSettingsRequest\x1a!.mlxgui.v1.UpdateSettingsResponse\"\x03\x90\x02\x02\x12H\n\x08Shutdown\x12\x1a.mlxgui.v1.ShutdownRequest\x1a\x1b.mlxgui.v1.ShutdownResponse\"\x03\x90\x02\x02\x12\x45\n\x07Restart\x12\x19.mlxgui.v1.RestartRequest\x1a\x1a.mlxgui.v1.RestartResponse\"\x03\x90\x02\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16mlxgui/v1/system.proto\x12\tmlxgui.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15mlxgui/v1/model.proto\"\x16\n\x14GetServerInfoRequest\"\xbf\x03\n\x15GetServerInfoResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0c\x61pi_versions\x18\x03 \x03(\t\x12\x14\n\x0c\x63\x61pabilities\x18\x04 \x03(\t\x12M\n\x0f\x65ngine_versions\x18\x05 \x03(\x0b\x32\x34.mlxgui.v1.GetServerInfoResponse.EngineVersionsEntry\x12\x10\n\x08rest_url\x18\x06 \x01(\t\x12\x16\n\x0egrpc_addresses\x18\x07 \x03(\t\x12\'\n\x06limits\x18\x08 \x01(\x0b\x32\x17.mlxgui.v1.ServerLimits\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nprocess_id\x18\n \x01(\x05\x12\x17\n\x0fstate_directory\x18\x0b \x01(\t\x12%\n\x05state\x18\x0c \x01(\x0e\x32\x16.mlxgui.v1.ServerState\x1a\x35\n\x13\x45ngineVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x18\n\x16GetSystemStatusRequest\"\x96\x01\n\x17GetSystemStatusResponse\x12%\n\x05state\x18\x01 \x01(\x0e\x32\x16.mlxgui.v1.ServerState\x12#\n\x06system\x18\x02 \x01(\x0b\x32\x13.mlxgui.v1.HostInfo\x12/\n\rmodel_manager\x18\x03 \x01(\x0b\x32\x18.mlxgui.v1.ManagerStatus\"\x13\n\x11GetMetricsRequest\"8\n\x12GetMetricsResponse\x12\x14\n\x0c\x63ontent_type\x18\x01 \x01(\t\x12\x0c\n\x04\x62ody\x18\x02 \x01(\x0c\"\x14\n\x12GetSettingsRequest\"g\n\x13GetSettingsResponse\x12%\n\x08settings\x18\x01 \x01(\x0b\x32\x13.mlxgui.v1.Settings\x12)\n\x07\x64\x65tails\x18\x02 \x03(\x0b\x32\x18.mlxgui.v1.SettingDetail\"\x9f\x01\n\x15UpdateSettingsRequest\x12%\n\x08settings\x18\x01 \x01(\x0b\x32\x13.mlxgui.v1.Settings\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12.\n\nreset_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"\x9f\x01\n\x16UpdateSettingsResponse\x12%\n\x08settings\x18\x01 \x01(\x0b\x32\x13.mlxgui.v1.Settings\x12\x33\n\x0fpending_restart\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12)\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32\x18.mlxgui.v1.SettingDetail\";\n\x0fShutdownRequest\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"+\n\x10ShutdownResponse\x12\x17\n\x0fin_flight_count\x18\x01 \x01(\x05\":\n\x0eRestartRequest\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"*\n\x0fRestartResponse\x12\x17\n\x0fin_flight_count\x18\x01 \x01(\x05\"\xe1\x02\n\x0cServerLimits\x12\x19\n\x11max_receive_bytes\x18\x01 \x01(\x03\x12\x18\n\x10max_upload_bytes\x18\x02 \x01(\x03\x12\x17\n\x0fmax_chunk_bytes\x18\x03 \x01(\x03\x12\x17\n\x0fmax_image_bytes\x18\x04 \x01(\x03\x12\x17\n\x0fmax_image_count\x18\x05 \x01(\x05\x12\x19\n\x11max_message_count\x18\x06 \x01(\x05\x12\x16\n\x0emax_part_count\x18\x07 \x01(\x05\x12\x16\n\x0emax_tool_count\x18\x08 \x01(\x05\x12\x18\n\x10max_prompt_count\x18\t \x01(\x05\x12\x1d\n\x15max_embed_input_count\x18\n \x01(\x05\x12\x16\n\x0emax_stop_count\x18\x0b \x01(\x05\x12\x12\n\nmax_tokens\x18\x0c \x01(\x05\x12!\n\x19max_waiting_request_count\x18\r \x01(\x05\"\xcc\x01\n\x08HostInfo\x12\x10\n\x08platform\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x11\n\tprocessor\x18\x03 \x01(\t\x12\x18\n\x10is_apple_silicon\x18\x04 \x01(\x08\x12\x16\n\x0emlx_compatible\x18\x05 \x01(\x08\x12%\n\x06memory\x18\x06 \x01(\x0b\x32\x15.mlxgui.v1.MemoryInfo\x12,\n\ngpu_memory\x18\x07 \x01(\x0b\x32\x18.mlxgui.v1.GpuMemoryInfo\"d\n\nMemoryInfo\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x03\x12\x17\n\x0f\x61vailable_bytes\x18\x02 \x01(\x03\x12\x12\n\nused_bytes\x18\x03 \x01(\x03\x12\x14\n\x0cpercent_used\x18\x04 \x01(\x01\"R\n\rGpuMemoryInfo\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x03\x12\x17\n\x0f\x61vailable_bytes\x18\x02 \x01(\x03\x12\x13\n\x0b\x64\x65vice_name\x18\x03 \x01(\t\"\xa5\x03\n\x08Settings\x12\x13\n\x0bserver_port\x18\x01 \x01(\x05\x12\x1f\n\x17max_concurrent_requests\x18\x02 \x01(\x05\x12#\n\x1b\x61uto_unload_inactive_models\x18\x03 \x01(\x08\x12(\n model_inactivity_timeout_minutes\x18\x04 \x01(\x05\x12\x1a\n\x12\x65nable_system_tray\x18\x05 \x01(\x08\x12\x11\n\tlog_level\x18\x06 \x01(\t\x12\x1d\n\x15huggingface_cache_dir\x18\x07 \x01(\t\x12\x1f\n\x17\x65nable_gpu_acceleration\x18\x08 \x01(\x08\x12\x1e\n\x16\x62ind_to_all_interfaces\x18\t \x01(\x08\x12\x1d\n\x15max_concurrent_models\x18\n \x01(\x05\x12\x15\n\rdefault_model\x18\x0b \x01(\t\x12\x16\n\x0epreload_models\x18\x0c \x03(\t\x12\x1a\n\x12max_context_length\x18\r \x01(\x05\x12\x1b\n\x13max_model_memory_gb\x18\x0e \x01(\x01\"m\n\rSettingDetail\x12\x0b\n\x03key\x18\x01 \x01(\t\x12(\n\x06source\x18\x02 \x01(\x0e\x32\x18.mlxgui.v1.SettingSource\x12\x17\n\x0fpending_restart\x18\x03 \x01(\x08\x12\x0c\n\x04note\x18\x04 \x01(\t*{\n\x0bServerState\x12\x1c\n\x18SERVER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15SERVER_STATE_STARTING\x10\x01\x12\x18\n\x14SERVER_STATE_RUNNING\x10\x02\x12\x19\n\x15SERVER_STATE_DRAINING\x10\x03*\xbf\x01\n\rSettingSource\x12\x1e\n\x1aSETTING_SOURCE_UNSPECIFIED\x10\x00\x12\x1a\n\x16SETTING_SOURCE_DEFAULT\x10\x01\x12\x1e\n\x1aSETTING_SOURCE_CONFIG_FILE\x10\x02\x12\x19\n\x15SETTING_SOURCE_STORED\x10\x03\x12\x1e\n\x1aSETTING_SOURCE_ENVIRONMENT\x10\x04\x12\x17\n\x13SETTING_SOURCE_FLAG\x10\x05\x32\xd7\x04\n\rSystemService\x12W\n\rGetServerInfo\x12\x1f.mlxgui.v1.GetServerInfoRequest\x1a .mlxgui.v1.GetServerInfoResponse\"\x03\x90\x02\x01\x12]\n\x0fGetSystemStatus\x12!.mlxgui.v1.GetSystemStatusRequest\x1a\".mlxgui.v1.GetSystemStatusResponse\"\x03\x90\x02\x01\x12N\n\nGetMetrics\x12\x1c.mlxgui.v1.GetMetricsRequest\x1a\x1d.mlxgui.v1.GetMetricsResponse\"\x03\x90\x02\x01\x12Q\n\x0bGetSettings\x12\x1d.mlxgui.v1.GetSettingsRequest\x1a\x1e.mlxgui.v1.GetSettingsResponse\"\x03\x90\x02\x01\x12Z\n\x0eUpdateSettings\x12 .mlxgui.v1.UpdateSettingsRequest\x1a!.mlxgui.v1.UpdateSettingsResponse\"\x03\x90\x02\x02\x12H\n\x08Shutdown\x12\x1a.mlxgui.v1.ShutdownRequest\x1a\x1b.mlxgui.v1.ShutdownResponse\"\x03\x90\x02\x02\x12\x45\n\x07Restart\x12\x19.mlxgui.v1.RestartRequest\x1a\x1a.mlxgui.v1.RestartResponse\"\x03\x90\x02\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -51,10 +51,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SYSTEMSERVICE'].methods_by_name['Shutdown']._serialized_options = b'\220\002\002'
   _globals['_SYSTEMSERVICE'].methods_by_name['Restart']._loaded_options = None
   _globals['_SYSTEMSERVICE'].methods_by_name['Restart']._serialized_options = b'\220\002\002'
-  _globals['_SERVERSTATE']._serialized_start=2683
-  _globals['_SERVERSTATE']._serialized_end=2806
-  _globals['_SETTINGSOURCE']._serialized_start=2809
-  _globals['_SETTINGSOURCE']._serialized_end=3000
+  _globals['_SERVERSTATE']._serialized_start=2836
+  _globals['_SERVERSTATE']._serialized_end=2959
+  _globals['_SETTINGSOURCE']._serialized_start=2962
+  _globals['_SETTINGSOURCE']._serialized_end=3153
   _globals['_GETSERVERINFOREQUEST']._serialized_start=159
   _globals['_GETSERVERINFOREQUEST']._serialized_end=181
   _globals['_GETSERVERINFORESPONSE']._serialized_start=184
@@ -73,30 +73,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSETTINGSREQUEST']._serialized_end=911
   _globals['_GETSETTINGSRESPONSE']._serialized_start=913
   _globals['_GETSETTINGSRESPONSE']._serialized_end=1016
-  _globals['_UPDATESETTINGSREQUEST']._serialized_start=1018
-  _globals['_UPDATESETTINGSREQUEST']._serialized_end=1129
-  _globals['_UPDATESETTINGSRESPONSE']._serialized_start=1132
-  _globals['_UPDATESETTINGSRESPONSE']._serialized_end=1291
-  _globals['_SHUTDOWNREQUEST']._serialized_start=1293
-  _globals['_SHUTDOWNREQUEST']._serialized_end=1352
-  _globals['_SHUTDOWNRESPONSE']._serialized_start=1354
-  _globals['_SHUTDOWNRESPONSE']._serialized_end=1397
-  _globals['_RESTARTREQUEST']._serialized_start=1399
-  _globals['_RESTARTREQUEST']._serialized_end=1457
-  _globals['_RESTARTRESPONSE']._serialized_start=1459
-  _globals['_RESTARTRESPONSE']._serialized_end=1501
-  _globals['_SERVERLIMITS']._serialized_start=1504
-  _globals['_SERVERLIMITS']._serialized_end=1857
-  _globals['_HOSTINFO']._serialized_start=1860
-  _globals['_HOSTINFO']._serialized_end=2064
-  _globals['_MEMORYINFO']._serialized_start=2066
-  _globals['_MEMORYINFO']._serialized_end=2166
-  _globals['_GPUMEMORYINFO']._serialized_start=2168
-  _globals['_GPUMEMORYINFO']._serialized_end=2250
-  _globals['_SETTINGS']._serialized_start=2253
-  _globals['_SETTINGS']._serialized_end=2570
-  _globals['_SETTINGDETAIL']._serialized_start=2572
-  _globals['_SETTINGDETAIL']._serialized_end=2681
-  _globals['_SYSTEMSERVICE']._serialized_start=3003
-  _globals['_SYSTEMSERVICE']._serialized_end=3602
+  _globals['_UPDATESETTINGSREQUEST']._serialized_start=1019
+  _globals['_UPDATESETTINGSREQUEST']._serialized_end=1178
+  _globals['_UPDATESETTINGSRESPONSE']._serialized_start=1181
+  _globals['_UPDATESETTINGSRESPONSE']._serialized_end=1340
+  _globals['_SHUTDOWNREQUEST']._serialized_start=1342
+  _globals['_SHUTDOWNREQUEST']._serialized_end=1401
+  _globals['_SHUTDOWNRESPONSE']._serialized_start=1403
+  _globals['_SHUTDOWNRESPONSE']._serialized_end=1446
+  _globals['_RESTARTREQUEST']._serialized_start=1448
+  _globals['_RESTARTREQUEST']._serialized_end=1506
+  _globals['_RESTARTRESPONSE']._serialized_start=1508
+  _globals['_RESTARTRESPONSE']._serialized_end=1550
+  _globals['_SERVERLIMITS']._serialized_start=1553
+  _globals['_SERVERLIMITS']._serialized_end=1906
+  _globals['_HOSTINFO']._serialized_start=1909
+  _globals['_HOSTINFO']._serialized_end=2113
+  _globals['_MEMORYINFO']._serialized_start=2115
+  _globals['_MEMORYINFO']._serialized_end=2215
+  _globals['_GPUMEMORYINFO']._serialized_start=2217
+  _globals['_GPUMEMORYINFO']._serialized_end=2299
+  _globals['_SETTINGS']._serialized_start=2302
+  _globals['_SETTINGS']._serialized_end=2723
+  _globals['_SETTINGDETAIL']._serialized_start=2725
+  _globals['_SETTINGDETAIL']._serialized_end=2834
+  _globals['_SYSTEMSERVICE']._serialized_start=3156
+  _globals['_SYSTEMSERVICE']._serialized_end=3755
 # @@protoc_insertion_point(module_scope)

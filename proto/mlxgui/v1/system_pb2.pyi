@@ -353,23 +353,31 @@ class UpdateSettingsRequest(_message.Message):
 
     SETTINGS_FIELD_NUMBER: _builtins.int
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    RESET_MASK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def settings(self) -> Global___Settings:
         """The new values; only those that the mask names are read."""
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Names of fields of Settings. Required."""
+        """Names of fields of Settings. Required, unless reset_mask names some."""
+
+    @_builtins.property
+    def reset_mask(self) -> _field_mask_pb2.FieldMask:
+        """Names of fields of Settings whose stored value is to be forgotten, so that the file config.toml or the default
+        counts again.
+        """
 
     def __init__(
         self,
         *,
         settings: Global___Settings | None = ...,
         update_mask: _field_mask_pb2.FieldMask | None = ...,
+        reset_mask: _field_mask_pb2.FieldMask | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings", "update_mask", b"update_mask"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reset_mask", b"reset_mask", "settings", b"settings", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings", "update_mask", b"update_mask"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reset_mask", b"reset_mask", "settings", b"settings", "update_mask", b"update_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -703,6 +711,10 @@ class Settings(_message.Message):
     ENABLE_GPU_ACCELERATION_FIELD_NUMBER: _builtins.int
     BIND_TO_ALL_INTERFACES_FIELD_NUMBER: _builtins.int
     MAX_CONCURRENT_MODELS_FIELD_NUMBER: _builtins.int
+    DEFAULT_MODEL_FIELD_NUMBER: _builtins.int
+    PRELOAD_MODELS_FIELD_NUMBER: _builtins.int
+    MAX_CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
+    MAX_MODEL_MEMORY_GB_FIELD_NUMBER: _builtins.int
     server_port: _builtins.int
     """Port of the REST API. Range [0, 65535]; 0 takes a free one. Default 8000. After Restart."""
     max_concurrent_requests: _builtins.int
@@ -725,6 +737,20 @@ class Settings(_message.Message):
     """Serve the REST API on all interfaces; a key must be required then. Default false. After Restart."""
     max_concurrent_models: _builtins.int
     """Most models in memory at once. Range [1, 64]. Default 3."""
+    default_model: _builtins.str
+    """Model of requests that name none, or name `default` while no installed model is called so. Empty, the default:
+    such requests are refused.
+    """
+    max_context_length: _builtins.int
+    """Most tokens of prompt and completion together, for every model. Range [0, 16777216]. 0, the default: what each
+    model was made for. For models that are loaded from then on.
+    """
+    max_model_memory_gb: _builtins.float
+    """Memory that all models together may take, in GiB. Range [0, 65536]. 0, the default: what the machine has."""
+    @_builtins.property
+    def preload_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Models to load when the server starts, by installed name or hub id, at most 16. Default none. After Restart."""
+
     def __init__(
         self,
         *,
@@ -738,10 +764,14 @@ class Settings(_message.Message):
         enable_gpu_acceleration: _builtins.bool = ...,
         bind_to_all_interfaces: _builtins.bool = ...,
         max_concurrent_models: _builtins.int = ...,
+        default_model: _builtins.str = ...,
+        preload_models: _abc.Iterable[_builtins.str] | None = ...,
+        max_context_length: _builtins.int = ...,
+        max_model_memory_gb: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_unload_inactive_models", b"auto_unload_inactive_models", "bind_to_all_interfaces", b"bind_to_all_interfaces", "enable_gpu_acceleration", b"enable_gpu_acceleration", "enable_system_tray", b"enable_system_tray", "huggingface_cache_dir", b"huggingface_cache_dir", "log_level", b"log_level", "max_concurrent_models", b"max_concurrent_models", "max_concurrent_requests", b"max_concurrent_requests", "model_inactivity_timeout_minutes", b"model_inactivity_timeout_minutes", "server_port", b"server_port"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_unload_inactive_models", b"auto_unload_inactive_models", "bind_to_all_interfaces", b"bind_to_all_interfaces", "default_model", b"default_model", "enable_gpu_acceleration", b"enable_gpu_acceleration", "enable_system_tray", b"enable_system_tray", "huggingface_cache_dir", b"huggingface_cache_dir", "log_level", b"log_level", "max_concurrent_models", b"max_concurrent_models", "max_concurrent_requests", b"max_concurrent_requests", "max_context_length", b"max_context_length", "max_model_memory_gb", b"max_model_memory_gb", "model_inactivity_timeout_minutes", b"model_inactivity_timeout_minutes", "preload_models", b"preload_models", "server_port", b"server_port"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,126 @@
+"""Text from models, for asyncio."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Unpack
+
+from mlxgui.v1 import inference_pb2
+from mlxgui_grpc.client import messages as conversion
+from mlxgui_grpc.client.asynchronous.connection import AsyncStream, Connection
+from mlxgui_grpc.client.messages import ChatEvent, ChatReply, Completion, GenerateEvent, Message, Sampling
+
+
+class TextCalls(Connection):
+    """InferenceService: chat, completion, and counting."""
+
+    async def chat(
+        self,
+        model: str,
+        messages: Message | Sequence[Message],
+        *,
+        tools: Sequence[inference_pb2.Tool] = (),
+        tool_choice: inference_pb2.ToolChoice | None = None,
+        template_arguments: Mapping[str, Any] | None = None,
+        keep_alive_seconds: float | None = None,
+        require_loaded: bool = False,
+        timeout_seconds: float | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> ChatReply:
+        """Answer a conversation, whole."""
+        request = conversion.chat_request(
+            model,
+            messages,
+            sampling,
+            tools=tools,
+            tool_choice=tool_choice,
+            template_arguments=template_arguments,
+            keep_alive_seconds=keep_alive_seconds,
+            require_loaded=require_loaded,
+        )
+        return conversion.chat_reply(await self._call(self._inference.Chat, request, timeout_seconds))
+
+    def stream_chat(
+        self,
+        model: str,
+        messages: Message | Sequence[Message],
+        *,
+        tools: Sequence[inference_pb2.Tool] = (),
+        tool_choice: inference_pb2.ToolChoice | None = None,
+        template_arguments: Mapping[str, Any] | None = None,
+        keep_alive_seconds: float | None = None,
+        require_loaded: bool = False,
+        timeout_seconds: float | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> AsyncStream[ChatEvent]:
+        """Answer a conversation as it is decoded: start, perhaps prefill, deltas, finish per choice, end."""
+        request = conversion.chat_request(
+            model,
+            messages,
+            sampling,
+            tools=tools,
+            tool_choice=tool_choice,
+            template_arguments=template_arguments,
+            keep_alive_seconds=keep_alive_seconds,
+            require_loaded=require_loaded,
+        )
+        return self._stream(
+            self._inference.ChatStream,
+            inference_pb2.ChatStreamRequest(request=request),
+            conversion.chat_event,
+            timeout_seconds,
+        )
+
+    async def generate(
+        self,
+        model: str,
+        prompts: str | Sequence[str],
+        *,
+        echo: bool = False,
+        keep_alive_seconds: float | None = None,
+        require_loaded: bool = False,
+        timeout_seconds: float | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> Completion:
+        """Continue prompts; answers when all choices are whole."""
+        request = conversion.generate_request(
+            model,
+            prompts,
+            sampling,
+            echo=echo,
+            keep_alive_seconds=keep_alive_seconds,
+            require_loaded=require_loaded,
+        )
+        return conversion.completion(await self._call(self._inference.Generate, request, timeout_seconds))
+
+    def stream_generate(
+        self,
+        model: str,
+        prompts: str | Sequence[str],
+        *,
+        echo: bool = False,
+        keep_alive_seconds: float | None = None,
+        require_loaded: bool = False,
+        timeout_seconds: float | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> AsyncStream[GenerateEvent]:
+        """Continue prompts as they are decoded: start, perhaps prefill, deltas, a finish per choice, end."""
+        request = conversion.generate_request(
+            model,
+            prompts,
+            sampling,
+            echo=echo,
+            keep_alive_seconds=keep_alive_seconds,
+            require_loaded=require_loaded,
+        )
+        return self._stream(
+            self._inference.GenerateStream,
+            inference_pb2.GenerateStreamRequest(request=request),
+            conversion.generate_event,
+            timeout_seconds,
+        )
+
+    async def count_tokens(
+        self, model: str, prompt: str | Sequence[Message], *, timeout_seconds: float | None = None
+    ) -> int:
+        """Tokens of a prompt (text) or of a conversation (a sequence of messages), exactly."""
+        request = conversion.count_request(model, prompt)
+        return (await self._call(self._inference.CountTokens, request, timeout_seconds)).token_count

@@ -1,0 +1,18 @@
+"""The blocking client. Its methods may be called from any thread."""
+
+from mlxgui_grpc.client.blocking.connection import Stream
+from mlxgui_grpc.client.blocking.models import ModelCalls
+from mlxgui_grpc.client.blocking.server import ServerCalls
+from mlxgui_grpc.client.blocking.text import TextCalls
+
+__all__ = ["Client", "Stream"]
+
+
+class Client(TextCalls, ModelCalls, ServerCalls):
+    """One connection to a server.
+
+    `target` is `unix:/path` or `host:port`; without it the server that runs in `home` (default: MLX_GUI_HOME)
+    is found by the file it wrote. `token` goes with every call. `root_certificate` (PEM, or its file) or
+    `tls` turns TLS on. `timeout_seconds` is the deadline of calls that neither run nor move a model; those
+    that do have their own parameter and by default only the server's limit.
+    """

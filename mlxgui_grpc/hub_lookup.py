@@ -1,0 +1,277 @@
+"""The child process that asks the model hub what it has: one lookup after the other, without a download.
+
+Started as `python -m mlxgui_grpc.hub_lookup`. It reads jobs as JSON lines from standard input, answers each with a
+JSON line on standard output, and ends at once when standard input closes.
+"""
+
+import json
+import os
+import queue
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, get_args
+from urllib.parse import parse_qs, urlsplit
+
+import httpx2
+from huggingface_hub import HfApi, ModelInfo, get_session, hf_hub_url, set_client_factory
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.hf_api import ModelSort_T
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
+
+from mlxgui_grpc import memory
+from mlxgui_grpc.hub_child import open_reports, read_jobs
+from mlxgui_grpc.hub_failures import as_failure
+from mlxgui_grpc.hub_files import WEIGHT_SUFFIXES, is_wanted
+from mlxgui_grpc.hub_frames import (
+    Described,
+    DescribeJob,
+    JobError,
+    Listed,
+    LookupJob,
+    Repository,
+    SearchJob,
+)
+
+MLX_TAG = "mlx"
+MLX_OWNER = "mlx-community"
+"""Whose conversions are preferred where several are there."""
+MAX_CONFIG_BYTES = 4 * 1024 * 1024
+MAX_TAGS = 100
+MAX_TEXT_CHARACTERS = 500
+MAX_CONVERSIONS = 20
+
+# As the hub lists them; its `usedStorage` counts every old revision and is no size of anything.
+_LISTED = [
+    "cardData",
+    "config",
+    "createdAt",
+    "downloads",
+    "gated",
+    "lastModified",
+    "library_name",
+    "likes",
+    "pipeline_tag",
+    "safetensors",
+    "tags",
+]
+_ELEMENT_BITS = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
+    **dict.fromkeys(("F4", "F4_E2M1"), 4),
+}
+
+
+def main() -> None:
+    """Answer the jobs on standard input, in order."""
+    emit = open_reports()
+    client = _Client()
+    set_client_factory(lambda: client)
+    jobs: queue.SimpleQueue[LookupJob] = queue.SimpleQueue()
+
+    def read() -> None:
+        for job in read_jobs():
+            assert isinstance(job, SearchJob | DescribeJob)
+            jobs.put(job)
+        os._exit(0)  # The server is gone, or has done with us.
+
+    threading.Thread(target=read, name="control", daemon=True).start()
+    while True:
+        job = jobs.get()
+        try:
+            emit(_look_up(client, job))
+        except Exception as error:
+            emit(as_failure(error, job))
+
+
+def _look_up(client: "_Client", job: LookupJob) -> Listed | Described:
+    """Ask the hub; raises JobError, or what huggingface_hub raises, which `as_failure` explains."""
+    client.begin(job)
+    api = HfApi(endpoint=job.endpoint, token=job.token)
+    return _search(api, client, job) if isinstance(job, SearchJob) else _describe(api, job)
+
+
+class _Client(httpx2.Client):
+    """Sends each request once and within the time of its job: the library would repeat a refused connection, and
+    wait out a limit, for half a minute. Pages by cursor, which `HfApi.list_models` cannot."""
+
+    def __init__(self) -> None:
+        super().__init__(follow_redirects=True)
+        self._deadline = 0.0
+        self._cursor = ""
+        self.next_cursor = ""
+
+    def begin(self, job: LookupJob) -> None:
+        """What is sent from now on belongs to this job."""
+        self._deadline = time.monotonic() + job.time_limit_seconds
+        self._cursor = job.cursor if isinstance(job, SearchJob) else ""
+        self.next_cursor = ""
+
+    def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        left_seconds = max(0.01, self._deadline - time.monotonic())
+        request.extensions["timeout"] = httpx2.Timeout(left_seconds).as_dict()
+        if self._cursor:
+            request.url = request.url.copy_merge_params({"cursor": self._cursor})
+        try:
+            response = super().send(request, **options)
+        except httpx2.TimeoutException as error:
+            raise JobError(
+                "HUB_UNAVAILABLE", f"The hub at {_shown(request)} did not answer in time; try again later."
+            ) from error
+        except httpx2.HTTPError as error:
+            raise JobError(
+                "HUB_UNAVAILABLE",
+                f"The hub at {_shown(request)} cannot be reached ({type(error).__name__}); check the network or "
+                "HF_ENDPOINT.",
+            ) from error
+        hf_raise_for_status(response)
+        # Only the cursor is taken of the link, which the library would follow, token and all, wherever it points.
+        link = response.links.get("next", {}).get("url", "")
+        self.next_cursor = parse_qs(urlsplit(link).query).get("cursor", [""])[0]
+        response.headers.pop("link", None)
+        return response
+
+
+def _shown(request: httpx2.Request) -> str:
+    return f"{request.url.scheme}://{request.url.netloc.decode().rpartition('@')[2]}"
+
+
+def _search(api: HfApi, client: _Client, job: SearchJob) -> Listed:
+    assert job.sort in get_args(ModelSort_T), job.sort
+    sort: Any = job.sort
+    expand: Any = _LISTED
+    found = api.list_models(
+        search=job.words or None, filter=job.tags, sort=sort, limit=job.limit, expand=expand
+    )
+    repositories = [_repository(info) for info in found]
+    return Listed(repositories, client.next_cursor if repositories else "")
+
+
+def _describe(api: HfApi, job: DescribeJob) -> Described:
+    info = api.model_info(job.model_id, files_metadata=True)
+    config = _read_config(info, job)
+    weight_files = [
+        sibling
+        for sibling in info.siblings or []
+        if is_wanted(sibling.rfilename) and sibling.rfilename.endswith(tuple(WEIGHT_SUFFIXES))
+    ]
+    sizes = [sibling.lfs.size if sibling.lfs else sibling.size for sibling in weight_files]
+    known = [size for size in sizes if isinstance(size, int) and size >= 0]
+    repository = _repository(
+        info,
+        config,
+        weight_file_bytes=sum(known) if known and len(known) == len(sizes) else None,
+        mlx_repository="" if MLX_TAG in (info.tags or []) else _find_conversion(api, info.id),
+    )
+    return Described(repository)
+
+
+def _read_config(info: ModelInfo, job: DescribeJob) -> Mapping[str, Any]:
+    """The repository's config.json; empty where there is none, or where the hub wants a licence accepted first."""
+    if not any(sibling.rfilename == "config.json" for sibling in info.siblings or []):
+        return {}
+    url = hf_hub_url(info.id, "config.json", revision=info.sha, endpoint=job.endpoint)
+    try:
+        response = get_session().get(url, headers=build_hf_headers(token=job.token))
+    except HfHubHTTPError as error:
+        if error.response.status_code in (401, 403, 404):
+            return {}
+        raise
+    if len(response.content) > MAX_CONFIG_BYTES:
+        return {}
+    try:
+        return _mapping(json.loads(response.content))
+    except (ValueError, RecursionError):
+        return {}
+
+
+def _find_conversion(api: HfApi, model_id: str) -> str:
+    """Hub id of a repository that was made from this one for MLX; empty: there is none."""
+    found = list(
+        api.list_models(filter=[MLX_TAG, f"base_model:{model_id}"], sort="downloads", limit=MAX_CONVERSIONS)
+    )
+    found.sort(key=lambda info: not info.id.startswith(f"{MLX_OWNER}/"))  # Else as they come: by downloads.
+    return found[0].id if found else ""
+
+
+def _repository(
+    info: ModelInfo,
+    config: Mapping[str, Any] | None = None,
+    *,
+    weight_file_bytes: int | None = None,
+    mlx_repository: str = "",
+) -> Repository:
+    """What the hub's answer says; nothing in it is to be trusted. `config` replaces the digest of config.json."""
+    digest = {**_mapping(info.config), **(config or {})}
+    text_config = _mapping(digest.get("text_config"))
+    card = _mapping(vars(info.card_data) if info.card_data is not None else None)
+    quantization = _mapping(digest.get("quantization_config") or digest.get("quantization"))
+    tags = [_clip(tag) for tag in _texts(info.tags)][:MAX_TAGS]
+    context_length = digest.get("max_position_embeddings") or text_config.get("max_position_embeddings")
+    return Repository(
+        id=info.id,
+        downloads=_count(info.downloads),
+        likes=_count(info.likes),
+        tags=tags,
+        pipeline_tag=_clip(info.pipeline_tag),
+        library_name=_clip(info.library_name),
+        create_time=_unix_seconds(info.created_at),
+        update_time=_unix_seconds(info.last_modified),
+        is_gated=bool(info.gated),
+        base_model=_base_model(card),
+        card_description=_clip(card.get("description")),
+        architecture=_clip(digest.get("model_type")),
+        quantization_bits=_count(quantization.get("bits")),
+        quantization_method=_clip(quantization.get("quant_method")),
+        has_safetensors=info.safetensors is not None or "safetensors" in tags,
+        tensor_bytes=_tensor_bytes(info),
+        weight_file_bytes=weight_file_bytes,
+        kv_bytes_per_token=memory.kv_bytes_per_token(digest),
+        context_length=_count(context_length),
+        mlx_repository=mlx_repository,
+    )
+
+
+def _tensor_bytes(info: ModelInfo) -> int | None:
+    """Bytes by the hub's count of elements of each type; None where a type is none that we know the size of."""
+    parameters = _mapping(info.safetensors.parameters if info.safetensors is not None else None)
+    bits = 0
+    for element, count in parameters.items():
+        if element not in _ELEMENT_BITS or not isinstance(count, int) or not 0 <= count < 2**53:
+            return None
+        bits += _ELEMENT_BITS[element] * count
+    return bits // 8 if bits else None
+
+
+def _base_model(card: Mapping[str, Any]) -> str:
+    base = card.get("base_model")
+    first = base[0] if isinstance(base, list) and base else base
+    return _clip(first) if isinstance(first, str) and first.count("/") == 1 else ""
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _texts(value: Any) -> Sequence[str]:
+    return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
+
+
+def _clip(text: Any) -> str:
+    """Text on one line, of bounded length; what is no text is empty."""
+    return " ".join(text.split())[:MAX_TEXT_CHARACTERS] if isinstance(text, str) else ""
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53 else 0
+
+
+def _unix_seconds(value: datetime | None) -> float | None:
+    return value.timestamp() if value is not None else None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""How much memory a model takes and how much there is: estimates from a model's files, budgets from the machine."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+GIB = 1024**3
+
+PROCESS_BYTES = 350 * 1024 * 1024
+"""Footprint of a worker beside weights and caches, until the first one has told its own (measured: 345 to 365 MB)."""
+ESTIMATE_CONTEXT_TOKENS = 4096
+"""Tokens, prompt and completion, of the one request that an estimate counts unless it is asked for another."""
+KV_STEP_TOKENS = 256
+"""mlx-lm's caches grow in steps of so many tokens."""
+PREFILL_PER_KV = 1.9
+"""Bytes that a prefill needs for a moment, per byte of the KV cache that it makes (measured, architecture notes)."""
+WARNING_SHARE = 0.8
+"""A load that takes the models beyond this share of the budget carries a warning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Bytes that a load takes, by what takes them."""
+
+    weight_bytes: int
+    kv_bytes: int
+    prefill_bytes: int
+    process_bytes: int
+
+    @property
+    def required_bytes(self) -> int:
+        """The sum."""
+        return self.weight_bytes + self.kv_bytes + self.prefill_bytes + self.process_bytes
+
+    @property
+    def resident_bytes(self) -> int:
+        """What stays once it is loaded, without requests."""
+        return self.weight_bytes + self.process_bytes
+
+
+def estimate(
+    weight_bytes: int,
+    kv_bytes_per_token: int,
+    *,
+    context_length: int = 0,
+    token_count: int = ESTIMATE_CONTEXT_TOKENS,
+    request_count: int = 1,
+    process_bytes: int = PROCESS_BYTES,
+) -> Estimate:
+    """What a model of these weights takes while `request_count` requests hold `token_count` tokens each.
+
+    `context_length` (0: unknown) caps the tokens. One request prefills at a time.
+    """
+    tokens = min(token_count, context_length) if context_length > 0 else token_count
+    tokens = -(-tokens // KV_STEP_TOKENS) * KV_STEP_TOKENS
+    kv_bytes = kv_bytes_per_token * tokens
+    return Estimate(weight_bytes, kv_bytes * request_count, int(PREFILL_PER_KV * kv_bytes), process_bytes)
+
+
+def kv_bytes_per_token(config: Mapping[str, Any]) -> int:
+    """Bytes of keys and values per token by a config.json; 0 where it does not say.
+
+    2 (key and value) x layers x KV heads x head width x bytes of a number. Models whose layers do not all keep every
+    token (windowed, recurrent) take less; multi-head latent attention keeps one low-rank row per layer.
+    """
+    text = {**config, **_mapping(config.get("text_config"))}
+    layers, heads = _positive(text.get("num_hidden_layers")), _positive(text.get("num_attention_heads"))
+    number_bytes = 4 if str(text.get("torch_dtype") or text.get("dtype")) == "float32" else 2
+    if rank := _positive(text.get("kv_lora_rank")):
+        return layers * (rank + _positive(text.get("qk_rope_head_dim"))) * number_bytes
+    kv_heads = _positive(text.get("num_key_value_heads")) or heads
+    width = _positive(text.get("head_dim")) or (_positive(text.get("hidden_size")) // heads if heads else 0)
+    return 2 * layers * kv_heads * width * number_bytes
+
+
+def gigabytes_text(size_bytes: float) -> str:
+    """`18.5GB`, in the document's form; the unit is GiB."""
+    size = size_bytes / GIB
+    return f"{size:.1f}GB" if size >= 0.05 else f"{size:.3f}GB"
+
+
+def insufficient_memory_text(required_bytes: int, available_bytes: int) -> str:
+    """The documented sentence."""
+    return (
+        f"❌ Insufficient memory - This model requires {gigabytes_text(required_bytes)} but you have "
+        f"{gigabytes_text(max(0, available_bytes))} available"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class MachineMemory:
+    """The machine's memory, or what a container lets this process have of it."""
+
+    total_bytes: int
+    available_bytes: int
+    """What can be had without swapping."""
+
+    @property
+    def used_bytes(self) -> int:
+        """What is in use."""
+        return self.total_bytes - self.available_bytes
+
+    @property
+    def percent_used(self) -> float:
+        """`used_bytes` in percent of the whole."""
+        return 100 * self.used_bytes / self.total_bytes if self.total_bytes else 0.0
+
+
+def read_machine_memory() -> MachineMemory:
+    """The memory there is now: psutil's view, narrowed by the control groups that this process is in."""
+    memory = psutil.virtual_memory()
+    total, available = int(memory.total), int(memory.available)
+    for limit, used in _control_groups():
+        if limit < total:
+            total, available = limit, min(available, limit - used)
+    return MachineMemory(total, max(0, min(available, total)))
+
+
+def _control_groups() -> list[tuple[int, int]]:
+    """(limit, bytes in use that cannot be dropped) of each control group above this process, on Linux."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    groups = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        root = Path("/sys/fs/cgroup", controllers)
+        names = ("memory.max", "memory.current") if not controllers else _VERSION_1
+        folder = root / path.lstrip("/")
+        for group in (folder, *folder.parents):
+            if (found := _read_group(group, *names)) is not None:
+                groups.append(found)
+            if group == root:
+                break
+    return groups
+
+
+_VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+
+
+def _read_group(group: Path, limit_name: str, usage_name: str) -> tuple[int, int] | None:
+    try:
+        limit = (group / limit_name).read_text().strip()
+        usage = int((group / usage_name).read_text())
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return None
+    if not limit.isdigit():  # "max"
+        return None
+    return int(limit), max(0, usage - int(statistics.get("inactive_file", 0)))
+
+
+def footprint_bytes(pid: int) -> int:
+    """Resident memory of a process, 0 when it is gone."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except (psutil.Error, OSError):
+        return 0
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _positive(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31 else 0

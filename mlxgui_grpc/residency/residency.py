@@ -1,0 +1,366 @@
+"""Who is in memory: holds models for requests, loads them when needed, and says what is there."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from mlxgui_grpc import memory
+from mlxgui_grpc.catalog import Catalog, InstalledModel
+from mlxgui_grpc.engine.supervisor import WorkerConfig, WorkerProcess
+from mlxgui_grpc.errors import (
+    ModelInUseError,
+    ModelNotFoundError,
+    ModelNotLoadedError,
+    ModelServerError,
+    OperationCancelledError,
+    ServerDrainingError,
+)
+from mlxgui_grpc.residency.budget import Budget, DeviceInfo
+from mlxgui_grpc.residency.loader import Loader
+from mlxgui_grpc.residency.residents import Lease, Limits, LoadStage, Resident
+from mlxgui_grpc.residency.roster import Roster
+from mlxgui_grpc.residency.snapshot import ModelStatus, QueuedLoad, Snapshot, status_of
+from mlxgui_grpc.residency.standby import Standby
+from mlxgui_grpc.residency.tokenizers import LightWorker
+from mlxgui_grpc.residency.upkeep import Upkeep
+
+log = logging.getLogger(__name__)
+
+
+class Residency:
+    """The models in memory. Use on the event loop only."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        workers: WorkerConfig,
+        view_directory: Path,
+        limits: Limits,
+        on_change: Callable[[str, str], None] = lambda name, state: None,
+    ) -> None:
+        """`on_change` hears the name and new state (loaded, unloaded) of models."""
+        self._catalog = catalog
+        self._roster = Roster(on_change)
+        self.budget = Budget(self._roster, limits)
+        """Memory: what there is, and what a load would take."""
+        self._workers = replace(workers, memory_limit_bytes=lambda: self.budget.room().budget_bytes)
+        self._standby = Standby(
+            self._workers,
+            limits.standby_count,
+            self.budget.has_room_for_standby,
+            self.budget.learn,
+            self.budget.learn_failure,
+        )
+        self.budget.standby_bytes = lambda: self._standby.footprint_bytes
+        self._upkeep = Upkeep(catalog, self._roster, self.budget, self._standby, self._reload)
+        self._loader = Loader(
+            catalog, self._roster, self.budget, self._standby, view_directory, self._upkeep.note_exit
+        )
+        self._light = LightWorker(self._standby, self._loader.prepared)
+        self._priorities: dict[int, int] = {}
+        self._removing: set[int] = set()
+        self._is_closed = False
+        self.changes = self._roster.changes
+        """Rings when a model, a load or a number of requests has changed."""
+
+    def start(self) -> None:
+        """Begin to warm the standbys and to look after the models."""
+        self._standby.fill()
+        self._upkeep.arm()
+
+    async def close(self) -> None:
+        """End every worker; requests that still run end with ServerDrainingError."""
+        self._is_closed = True
+        self._upkeep.close()
+        self._light.close()
+        cause = ServerDrainingError("The server stopped before the request was done")
+        discards = [self._roster.discard(resident, cause) for resident in self.residents()]
+        await asyncio.gather(self._standby.close(), *discards)
+        self._roster.cancel_background()
+
+    def configure(self, limits: Limits) -> None:
+        """Apply other limits at once: running requests finish, idle models beyond a limit leave."""
+        if limits.use_gpu != self.budget.limits.use_gpu:
+            self.budget.device = None  # The next worker tells.
+        self.budget.limits = limits
+        self._workers = replace(
+            self._workers,
+            max_rows=limits.max_rows,
+            max_waiting_rows=limits.max_waiting_rows,
+            use_gpu=limits.use_gpu,
+        )
+        self._standby.configure(self._workers, limits.standby_count)
+        self._upkeep.enforce_limits()
+        self.budget.share_out()
+        self._upkeep.arm()
+        self.changes.notify()
+
+    # What is where.
+
+    def find(self, name: str) -> Resident | None:
+        """The resident of an installed name, in whatever state."""
+        return self._roster.find(name)
+
+    def residents(self) -> list[Resident]:
+        """All residents, the oldest first."""
+        return self._roster.residents()
+
+    def is_loaded(self, name: str) -> bool:
+        """Ready to serve, and staying."""
+        resident = self._roster.find(name)
+        return resident is not None and resident.is_loaded and not resident.is_leaving
+
+    def loaded_names(self) -> list[str]:
+        """Models that are in memory or on their way there, the least recently used first."""
+        residents = [one for one in self.residents() if one.state != "unloading"]
+        return [one.name for one in sorted(residents, key=lambda one: one.idle_since)]
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of the engine's packages, as a worker reported them."""
+        return self.budget.versions
+
+    @property
+    def device(self) -> DeviceInfo | None:
+        """What MLX runs on; None until a worker has told."""
+        return self.budget.device
+
+    @property
+    def hardware_error(self) -> str:
+        """Why no worker can run MLX on this machine; empty: one could, or none has tried."""
+        return self.budget.hardware_error
+
+    def snapshot(self) -> Snapshot:
+        """Everything, at this moment."""
+        limits = self.budget.limits
+        return Snapshot(
+            models=tuple(
+                self.status(one.model) for one in sorted(self.residents(), key=lambda one: one.name)
+            ),
+            queue=tuple(
+                QueuedLoad(ticket.model, ticket.priority, ticket.queue_time)
+                for ticket in self._loader.queue.tickets()
+            ),
+            budget_bytes=self.budget.room().budget_bytes,
+            machine_bytes=memory.read_machine_memory().total_bytes,
+            max_models=limits.max_models,
+            auto_unload=limits.auto_unload,
+            idle_seconds=limits.idle_seconds,
+            standby_count=self._standby.ready_count,
+        )
+
+    def status(self, model: InstalledModel) -> ModelStatus:
+        """One installed model, in memory or not."""
+        model = self._catalog.find(model.name) or model
+        resident = self._roster.find(model.name)
+        if resident is None or resident.model.id != model.id:
+            return ModelStatus(
+                name=model.name,
+                state="failed" if model.error_message else "unloaded",
+                type=model.type,
+                last_use_time=model.last_use_time,
+                estimated_memory_bytes=self.budget.estimate(model).required_bytes,
+                is_pinned=model.pinned,
+            )
+        position = self._loader.queue.position(resident.ticket)
+        return status_of(resident, model.last_use_time, position, resident.expires_at(self.budget.limits))
+
+    async def probe(self) -> None:
+        """Find out what MLX runs on, if no worker has told yet: blocks for the seconds that one takes to start."""
+        if self.budget.device is None and not self.budget.hardware_error and not self._is_closed:
+            await self._standby.probe()
+
+    # Use.
+
+    @contextlib.asynccontextmanager
+    async def use(
+        self,
+        model: InstalledModel,
+        *,
+        require_loaded: bool = False,
+        priority: int = 0,
+        keep_alive_seconds: float | None = None,
+    ) -> AsyncIterator[Lease]:
+        """Hold a model for a request, loading it first if need be; one load serves all who wait for it.
+
+        `keep_alive_seconds` says how long it stays afterwards (infinity: for good; None: as LoadModel or the settings
+        say). Leaving the wait withdraws a load that has not begun and that nobody else waits for. Raises what the load
+        raises, or ModelNotLoadedError.
+        """
+        started = time.monotonic()
+        was_loaded = self.is_loaded(model.name)
+        if require_loaded and not was_loaded:
+            raise ModelNotLoadedError.of(model.name)
+        resident = await self._load(model, for_request=True, priority=priority)
+        assert resident.worker is not None
+        resident.use_count += 1
+        self.changes.notify()
+        try:
+            yield Lease(resident, resident.worker, 0.0 if was_loaded else time.monotonic() - started)
+        finally:
+            resident.use_count -= 1
+            resident.idle_since = time.monotonic()
+            resident.request_keep_alive_seconds = keep_alive_seconds
+            self._catalog.note_use(model.name)
+            self._standby.fill()
+            self._upkeep.enforce_limits()
+            self._upkeep.arm()
+            self.changes.notify()
+
+    @contextlib.asynccontextmanager
+    async def use_tokenizer(self, model: InstalledModel) -> AsyncIterator[tuple[WorkerProcess, int]]:
+        """Hold a worker that can count tokens, and the context length: the loaded model's, else a light one."""
+        if self.is_loaded(model.name):
+            async with self.use(model) as lease:
+                assert lease.resident.loaded is not None
+                yield lease.worker, lease.resident.loaded.context_length
+        else:
+            async with self._light.use(model) as light:
+                yield light
+
+    # Load and unload.
+
+    async def load(
+        self,
+        model: InstalledModel,
+        *,
+        priority: int = 0,
+        keep_alive_seconds: float | None = None,
+        report: Callable[[LoadStage], None] | None = None,
+    ) -> Resident:
+        """Load a model because somebody asked for just that, or wait for the load that is under way.
+
+        `report` hears how far it is. `priority` 0 means the model's own. Counts as a use for the idle timeout. Raises
+        what kept it from being loaded; OperationCancelledError when somebody cancelled it.
+        """
+        resident = await self._load(model, for_request=False, priority=priority, report=report)
+        if keep_alive_seconds is not None:
+            resident.keep_alive_seconds = keep_alive_seconds
+        resident.idle_since = time.monotonic()
+        self._upkeep.arm()
+        return resident
+
+    def amend_load(self, model: InstalledModel, priority: int, keep_alive_seconds: float | None) -> None:
+        """Somebody else asks for a load that is under way: the larger priority counts, and the later keep-alive."""
+        resident = self._roster.find(model.name)
+        if resident is None:
+            return
+        self._hurry(resident, priority)
+        if keep_alive_seconds is not None:
+            resident.keep_alive_seconds = keep_alive_seconds
+            self._upkeep.arm()
+
+    async def unload(self, name: str, *, force: bool) -> bool:
+        """Take a model out of memory; False when it was not there.
+
+        Raises ModelInUseError when requests hold it, unless `force` ends them.
+        """
+        resident = self._roster.find(name)
+        if resident is None:
+            return False
+        if (count := resident.use_count + resident.waiting_count) and not force:
+            raise ModelInUseError(
+                f"Model '{name}' has {count} requests running; wait for them, or force", model=name
+            )
+        cause = OperationCancelledError(f"Model '{name}' was unloaded while the request ran", model=name)
+        await self._roster.discard(resident, cause)
+        self.budget.share_out()
+        return True
+
+    def preload(self, names: list[str]) -> None:
+        """Load models in the background, in this order; what fails is logged."""
+        for name in names:
+            self._roster.run_in_background(self._preload(name))
+
+    def set_priority(self, model: InstalledModel, priority: int) -> int:
+        """Set the priority of a model's loads, also of one that waits; its place then, 0: it does not wait."""
+        self._priorities[model.id] = priority
+        resident = self._roster.find(model.name)
+        if resident is None or not self._loader.queue.position(resident.ticket):
+            return 0
+        self._loader.queue.move(resident.ticket, priority)
+        return self._loader.queue.position(resident.ticket)
+
+    async def pin(self, model: InstalledModel, *, pinned: bool) -> InstalledModel:
+        """Keep a model in memory once it is there, or undo that; durable when it returns."""
+        changed = await self._catalog.update(model.name, pinned=pinned)
+        resident = self._roster.find(model.name)
+        if resident is not None and resident.model.id == model.id:
+            resident.model = changed
+        self._upkeep.arm()
+        self.changes.notify()
+        return changed
+
+    @contextlib.contextmanager
+    def removing(self, model: InstalledModel) -> Iterator[None]:
+        """While the block runs nobody loads the model: it is on its way out."""
+        self._removing.add(model.id)
+        try:
+            yield
+        finally:
+            self._removing.discard(model.id)
+
+    # Inside.
+
+    async def _load(
+        self,
+        model: InstalledModel,
+        *,
+        for_request: bool,
+        priority: int = 0,
+        report: Callable[[LoadStage], None] | None = None,
+        is_explicit: bool | None = None,
+    ) -> Resident:
+        priority = priority or self._priorities.get(model.id, 0)
+        while True:
+            if self._is_closed:
+                raise ServerDrainingError("The server is stopping")
+            if model.id in self._removing:
+                raise ModelNotFoundError.of(model.name)
+            resident = self._roster.find(model.name)
+            if resident is not None and resident.model.id != model.id:
+                await self._roster.discard(resident)  # Of a model that had the name before.
+            elif resident is not None and _is_going(resident):
+                await self.changes.wait()
+            else:
+                break
+        if resident is None:
+            resident = self._loader.begin(model, priority)
+        else:
+            self._hurry(resident, priority)
+        resident.is_explicit |= not for_request if is_explicit is None else is_explicit
+        try:
+            await self._loader.follow(resident, for_request=for_request, report=report)
+        except OperationCancelledError:
+            if self._is_closed:
+                raise ServerDrainingError("The server is stopping") from None
+            raise
+        return resident
+
+    def _hurry(self, resident: Resident, priority: int) -> None:
+        if priority > resident.ticket.priority and self._loader.queue.position(resident.ticket):
+            self._loader.queue.move(resident.ticket, priority)
+
+    async def _reload(self, model: InstalledModel, keep_alive_seconds: float | None) -> None:
+        resident = await self._load(model, for_request=False, is_explicit=False)
+        if resident.keep_alive_seconds is None:
+            resident.keep_alive_seconds = keep_alive_seconds
+
+    async def _preload(self, name: str) -> None:
+        try:
+            await self.load(self._catalog.get(name))
+        except ServerDrainingError:
+            pass
+        except ModelServerError as error:
+            log.warning("'%s' was not preloaded: %s", name, error.message)
+
+
+def _is_going(resident: Resident) -> bool:
+    """On its way out, or dead: a new load has to wait until it is gone."""
+    if resident.state == "unloading" or resident.is_leaving:
+        return True
+    return resident.is_loaded and (resident.worker is None or not resident.worker.is_alive)

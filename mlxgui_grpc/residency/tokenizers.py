@@ -1,0 +1,88 @@
+"""A light worker that only counts tokens, for models that are not in memory."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlxgui_grpc.catalog import InstalledModel
+from mlxgui_grpc.engine.supervisor import WorkerProcess
+from mlxgui_grpc.residency.standby import Standby
+
+LIGHT_WORKER_SECONDS = 10.0
+"""How long a worker that only counts tokens stays after its last use."""
+
+
+@dataclass(eq=False, slots=True)
+class _Light:
+    """A worker that has a tokenizer only."""
+
+    model_id: int
+    worker: WorkerProcess
+    context_length: int
+    use_count: int = 0
+    timer: asyncio.TimerHandle | None = None
+
+
+class LightWorker:
+    """At most one worker with a tokenizer and no weights, shared, which ends some seconds after its last use."""
+
+    def __init__(
+        self, standby: Standby, prepared: Callable[[InstalledModel], AbstractAsyncContextManager[Path]]
+    ) -> None:
+        """`prepared` makes the view of a model that its loader reads."""
+        self._standby = standby
+        self._prepared = prepared
+        self._light: _Light | None = None
+        self._lock = asyncio.Lock()
+
+    @contextlib.asynccontextmanager
+    async def use(self, model: InstalledModel) -> AsyncIterator[tuple[WorkerProcess, int]]:
+        """Hold the worker, and the model's context length."""
+        light = await self._get(model)
+        light.use_count += 1
+        try:
+            yield light.worker, light.context_length
+        finally:
+            light.use_count -= 1
+            if light.use_count == 0:
+                if light is not self._light:
+                    await light.worker.stop()
+                else:
+                    loop = asyncio.get_running_loop()
+                    light.timer = loop.call_later(LIGHT_WORKER_SECONDS, self._retire)
+
+    def close(self) -> None:
+        """End it."""
+        if self._light is not None:
+            self._light.worker.kill()
+
+    async def _get(self, model: InstalledModel) -> _Light:
+        async with self._lock:
+            light = self._light
+            if light is not None and light.timer is not None:
+                light.timer.cancel()
+                light.timer = None
+            if light is not None and light.model_id == model.id and light.worker.is_alive:
+                return light
+            if light is not None:
+                self._light = None
+                if light.use_count == 0:
+                    await light.worker.stop()
+            worker = await self._standby.take()
+            try:
+                async with self._prepared(model) as view:
+                    loaded = await worker.load(model.name, view, tokenizer_only=True)
+            except BaseException:
+                worker.kill()
+                raise
+            self._light = _Light(model.id, worker, loaded.context_length)
+            self._standby.fill()
+            return self._light
+
+    def _retire(self) -> None:
+        if self._light is not None and self._light.use_count == 0:
+            self._light.worker.kill()
+            self._light = None

@@ -1,0 +1,52 @@
+"""The models that the API document names, on the loopback hub and on the session's server."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conftest import RestSession
+from tests.loopback_hub import LoopbackHub
+from tests.support_models import DEMO
+
+LLAMA_ID, LLAMA = "mlx-community/Llama-3.2-3B-Instruct-4bit", "llama-3.2-3b-instruct"
+QWEN_ID, QWEN = "mlx-community/Qwen3-8B-6bit", "qwen3-8b-6bit"
+INSTALLED_BY_THE_DOCUMENT_ID, INSTALLED_BY_THE_DOCUMENT = (
+    "mlx-community/Qwen2.5-7B-Instruct-4bit",
+    "qwen-7b-4bit",
+)
+EMBEDDING_ID = "mlx-community/Qwen3-Embedding-0.6B-4bit-DWQ"
+
+
+def publish(hub: LoopbackHub) -> None:
+    """Put the document's repositories on the hub; more people fetch them than what other tests put there."""
+    hub.recover()
+    for model_id, downloads in ((LLAMA_ID, 10**9), (QWEN_ID, 10**8), (INSTALLED_BY_THE_DOCUMENT_ID, 10**7)):
+        tags = ("mlx", "safetensors", "llama", "instruct", "4-bit")
+        hub.add(model_id, DEMO, tags=tags, downloads=downloads, likes=89)
+    hub.add(
+        EMBEDDING_ID,
+        DEMO,
+        pipeline_tag="feature-extraction",
+        tags=("mlx", "safetensors", "embedding"),
+        downloads=1543,
+        likes=12,
+    )
+
+
+def make_ready(http: RestSession, model_id: str = LLAMA_ID, name: str = LLAMA) -> None:
+    """Have a model installed, loaded, and used at least once; cheap where it is so already."""
+    installed = http.post("/v1/models/install", json={"model_id": model_id, "name": name})
+    assert installed.status_code == 200, installed.text
+    assert http.post(f"/v1/models/{name}/load").status_code == 200
+    if http.get(f"/v1/models/{name}/health").json()["last_used"] is None:
+        answer = http.post(f"/v1/models/{name}/generate", json={"prompt": "Hello", "max_tokens": 1})
+        assert answer.status_code == 200, answer.text
+
+
+@pytest.fixture(scope="module")
+def documented(http: RestSession, hub: LoopbackHub) -> Iterator[RestSession]:
+    """The session's server, with the document's repositories in reach; its models are gone afterwards."""
+    publish(hub)
+    yield http
+    for name in (LLAMA, QWEN, INSTALLED_BY_THE_DOCUMENT):
+        assert http.delete(f"/v1/models/{name}?force=true").status_code in (200, 404)

@@ -50,7 +50,7 @@ class ServerConfig:
     """Folders below which models may be installed by REST and TCP clients; the unix socket needs none."""
     log_level: str = "INFO"
     standby_count: int = 1
-    """Workers kept warm without a model: 0.1 s to the first token in place of 6, for 360 MB each."""
+    """Workers kept warm without a model: 0.1 s to the first token in place of some seconds, for about 105 MB each."""
     max_concurrent_requests: int = 32
     """Sequences that decode at once, per model."""
     max_concurrent_models: int = 3

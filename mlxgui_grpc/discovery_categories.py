@@ -26,7 +26,7 @@ CATEGORIES: tuple[tuple[str, tuple[str, ...]], ...] = (
         (
             "mlx-community/Qwen2-VL-2B-Instruct-4bit",
             "mlx-community/gemma-3-4b-it-qat-4bit",
-            "mlx-community/gemma-3n-E4B-it-lm-4bit",
+            "mlx-community/gemma-3n-E4B-it-4bit",
         ),
     ),
     (

@@ -95,8 +95,8 @@ def _look_up(client: "_Client", job: LookupJob) -> Listed | Described:
 
 
 class _Client(httpx2.Client):
-    """Sends each request once and within the time of its job: the library would repeat a refused connection, and
-    wait out a limit, for half a minute. Pages by cursor, which `HfApi.list_models` cannot."""
+    """Sends requests within the time of their job, and does not insist: the library would repeat a refused connection,
+    and wait out a limit, for half a minute. Pages by cursor, which `HfApi.list_models` cannot."""
 
     def __init__(self) -> None:
         super().__init__(follow_redirects=True)
@@ -116,7 +116,12 @@ class _Client(httpx2.Client):
         if self._cursor:
             request.url = request.url.copy_merge_params({"cursor": self._cursor})
         try:
-            response = super().send(request, **options)
+            try:
+                response = super().send(request, **options)
+            except (
+                httpx2.RemoteProtocolError
+            ):  # A connection kept from an earlier job, which the hub has just ended.
+                response = super().send(request, **options)
         except httpx2.TimeoutException as error:
             raise JobError(
                 "HUB_UNAVAILABLE", f"The hub at {_shown(request)} did not answer in time; try again later."

@@ -17,6 +17,7 @@ from mlxgui_grpc.hub import DownloadProgress, Hub, Snapshot
 from mlxgui_grpc.hub_cache import RepositoryFolder
 from mlxgui_grpc.hub_frames import Listed
 from mlxgui_grpc.hub_lookups import HubLookups
+from mlxgui_grpc.secrets import hub_token
 from tests.loopback_hub import TOKEN, LoopbackHub
 
 MODEL = "maker/tiny-model"
@@ -811,6 +812,13 @@ async def test_lookups_share_a_warm_process_which_ends_with_them(hub: LoopbackHu
     assert (await hub_lookups.describe(MODEL)).repository.id == MODEL
     await hub_lookups.close()
     assert child_processes("hub_lookup") == []
+
+
+def test_both_documented_variables_have_the_token() -> None:
+    """The first wins; an empty one is none."""
+    assert hub_token({}) is None
+    assert hub_token({"HF_TOKEN": "hf_a", "HUGGINGFACE_HUB_TOKEN": "hf_b"}) == "hf_a"
+    assert hub_token({"HF_TOKEN": " ", "HUGGINGFACE_HUB_TOKEN": "hf_b\n"}) == "hf_b"
 
 
 async def test_a_lookup_needs_a_hub(hub: LoopbackHub) -> None:

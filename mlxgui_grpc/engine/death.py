@@ -75,7 +75,8 @@ def judge(
     `said_memory`: it reported a lack of memory before it ended.
     """
     words = exit_words(status)
-    if ended_by_us:
+    said_memory = said_memory or status == EXIT_MEMORY
+    if ended_by_us and not said_memory:
         return Death("stopped", f"Model '{label}' was unloaded while the request ran ({words})")
     if status in (-signal.SIGALRM, EXIT_TEMPLATE):
         return Death(
@@ -84,7 +85,6 @@ def judge(
             # The kernel's alarm does not say whose template it was; a worker that ends itself has said so.
             "MODEL_UNSAFE" if status == -signal.SIGALRM else "ENGINE_DEAD",
         )
-    said_memory = said_memory or status == EXIT_MEMORY
     cause = "it said so" if said_memory else _memory_cause(status, last_words, memory_evidence, platform)
     if cause:
         return Death(

@@ -15,6 +15,8 @@ from mlxgui_grpc.engine.control_group import MemoryGroup
 
 NEAR_SHARE = 0.8
 """Beyond this share of a limit, a process that dies by a signal is taken to have died of it."""
+NEAR_RESOURCE_SHARE = 0.5
+"""The same for resource limits: they deny the next piece, which may be large, before any of it is in use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,7 @@ class _Limit:
     name: str
     used_bytes: int
     limit_bytes: int
+    near_share: float = NEAR_SHARE
 
 
 class MemoryWatch:
@@ -105,7 +108,7 @@ class MemoryWatch:
     def _nearness(self, limit: _Limit) -> str:
         if limit.limit_bytes <= 0:
             return ""
-        if limit.used_bytes >= NEAR_SHARE * limit.limit_bytes:
+        if limit.used_bytes >= limit.near_share * limit.limit_bytes:
             return f"it was using {_mib(limit.used_bytes)} of the {_mib(limit.limit_bytes)} of {limit.name}"
         needed = self._used_before.get(limit.name, limit.used_bytes) + self._expected_bytes
         if self._expected_bytes and needed > limit.limit_bytes:
@@ -123,7 +126,7 @@ class MemoryWatch:
                     ("its data size limit", memory.data, psutil.RLIMIT_DATA),
                 ):
                     limit, _ = self._process.rlimit(resource)
-                    found.append(_Limit(name, int(used), limit))  # -1 is infinity
+                    found.append(_Limit(name, int(used), limit, NEAR_RESOURCE_SHARE))  # -1 is infinity
             except (psutil.Error, OSError):
                 pass
         if self._group is not None:

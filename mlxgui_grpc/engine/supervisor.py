@@ -186,10 +186,14 @@ class WorkerProcess(asyncio.Protocol):
         self._memory.expect(0 if tokenizer_only else _weight_bytes(view))
         self._life = ((), self._loop.time())
         self._watch_memory()
+        limits = (self._max_rows, self._kv_budget_bytes)
         try:
-            return await asyncio.shield(self._loaded)
+            loaded = await asyncio.shield(self._loaded)
         finally:
             self._memory.expect(0)
+        if limits != (self._max_rows, self._kv_budget_bytes):  # Nobody there could hear it before.
+            self.limit()
+        return loaded
 
     def limit(
         self,
@@ -198,7 +202,7 @@ class WorkerProcess(asyncio.Protocol):
         max_waiting_rows: int | None = None,
         kv_budget_bytes: int | None = None,
     ) -> None:
-        """Change limits of a worker that has loaded, None leaving one as it is; rows that run are not failed.
+        """Change limits, None leaving one as it is; rows that run are not failed.
 
         With fewer rows or less cache than are in use, rows end or make room before others start.
         """
@@ -211,8 +215,7 @@ class WorkerProcess(asyncio.Protocol):
     async def stop(self, cause: ModelServerError | None = None) -> None:
         """End the process: calls still open end with `cause`; returns when its memory is free."""
         self._cause = self._cause or cause
-        if self.death is None:
-            self._ended_by_us = True
+        self._ended_by_us = self._ended_by_us or self.is_alive
         if self._transport:
             self._transport.close()
         try:

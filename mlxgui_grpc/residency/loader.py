@@ -64,7 +64,9 @@ class Loader:
         self.queue = LoadQueue()
 
     def begin(self, model: InstalledModel, priority: int) -> Resident:
-        """Queue a load."""
+        """Queue a load, of the files that the model has now: an update may have replaced those of the caller."""
+        current = self._catalog.find(model.name)
+        model = current if current is not None and current.id == model.id else model
         resident = Resident(model, self._budget.estimate(model), Ticket(model.name, priority))
         resident.ticket.changed = lambda: self._show(
             resident, queue_position=self.queue.position(resident.ticket)

@@ -1,8 +1,7 @@
 """What a server that may be killed has acknowledged: for each thing the states that it may be in afterwards."""
 
 import contextlib
-import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,9 +18,8 @@ class Ledger:
 
     def __init__(self) -> None:
         self._possible: defaultdict[str, set[Any]] = defaultdict(lambda: {None})
-        self._lock = threading.Lock()
-        self.acknowledged_count = 0
-        self.unanswered_count = 0
+        self.acknowledged: Counter[str] = Counter()
+        self.unanswered: Counter[str] = Counter()
         self.operations: dict[str, bool] = {}
         """Ids that clients have seen, and whether they saw the operation succeed."""
 
@@ -36,12 +34,10 @@ class Ledger:
             if failure_of(error).reason:  # An answer; without one it may have happened.
                 self._possible[thing] = before
             else:
-                with self._lock:
-                    self.unanswered_count += 1
+                self.unanswered[thing] += 1
             raise
         self._possible[thing] = {state}
-        with self._lock:
-            self.acknowledged_count += 1
+        self.acknowledged[thing] += 1
 
     def find(self, thing: str, state: Any) -> None:
         """A server that started since has it in that state: a possible one, and the only one from now on."""

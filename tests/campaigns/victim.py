@@ -1,5 +1,6 @@
 """A server that is killed again and again, what its clients do meanwhile, and what must be true of its folders then."""
 
+import os
 import random
 import sqlite3
 import time
@@ -86,12 +87,19 @@ class Victim:
         self.system = system_pb2_grpc.SystemServiceStub(channel)
         return True
 
-    def bury(self) -> None:
-        """Kill the server, if it is not dead yet, and wait for the end of everything that it had started."""
+    def kill(self) -> None:
+        """kill -9, and wait for the end of everything that the server had started."""
         assert self.server is not None
-        descendants = [] if self.server.process.poll() is not None else self.server.descendants()
-        self.server.kill()
+        descendants = self.server.descendants()
+        self.server.process.kill()
         wait_until(lambda: not any(map(is_running, descendants)), "its processes end with it")
+
+    def bury(self) -> None:
+        """Kill the server, if it is not dead yet; nobody calls it any more."""
+        assert self.server is not None
+        if self.server.process.poll() is None:
+            self.kill()
+        self.server.kill()
         self.server = None
 
     # What clients do. Each raises the RpcError it got; one without a reason says that the server is gone.
@@ -210,6 +218,14 @@ class Victim:
         names = [*(path.name for path in self._directory.iterdir()), "README.md"]
         folder = RepositoryFolder(self.cache, repository)
         return check_repository(folder, published(self._hub, repository, names))
+
+    def leftover(self, age_seconds: float) -> Path:
+        """Half a file that a download of some other repository left so long ago."""
+        part = self.cache / f"models--acme--left-{age_seconds:.0f}" / ".mlxgui" / f"{'0' * 40}.part"
+        part.parent.mkdir(parents=True)
+        part.write_bytes(b"half")
+        os.utime(part, (0, time.time() - age_seconds))
+        return part
 
     # What has to be possible at the end.
 

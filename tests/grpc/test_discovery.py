@@ -319,7 +319,6 @@ def test_the_token_goes_to_the_hub_and_nowhere_else(
 
 def test_the_estimate_is_what_a_load_takes(hub: LoopbackHub, models: Models, tiny_models: TinyModels) -> None:
     """Found, installed, loaded: within a fifth, in the list as in the description, and the name is told then."""
-    load(models, "demo")  # From the first worker on the server knows what one takes on this machine.
     for folder in (tiny_models.llama, tiny_models.qwen3, tiny_models.long):
         query = f"measured-{folder.name}"
         hub.add(f"maker/{query}", folder)

@@ -33,13 +33,18 @@ def publish(hub: LoopbackHub) -> None:
     )
 
 
-def make_ready(http: RestSession, model_id: str = LLAMA_ID, name: str = LLAMA) -> None:
-    """Have a model installed, loaded, and used at least once; cheap where it is so already."""
+def install(http: RestSession, model_id: str = LLAMA_ID, name: str = LLAMA) -> None:
+    """Have a model installed; cheap where it is so already."""
     installed = http.post("/v1/models/install", json={"model_id": model_id, "name": name})
     assert installed.status_code == 200, installed.text
-    assert http.post(f"/v1/models/{name}/load").status_code == 200
-    if http.get(f"/v1/models/{name}/health").json()["last_used"] is None:
-        answer = http.post(f"/v1/models/{name}/generate", json={"prompt": "Hello", "max_tokens": 1})
+
+
+def make_ready(http: RestSession) -> None:
+    """Have the document's model installed, loaded, and used at least once."""
+    install(http)
+    assert http.post(f"/v1/models/{LLAMA}/load").status_code == 200
+    if http.get(f"/v1/models/{LLAMA}/health").json()["last_used"] is None:
+        answer = http.post(f"/v1/models/{LLAMA}/generate", json={"prompt": "Hello", "max_tokens": 1})
         assert answer.status_code == 200, answer.text
 
 

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -23,7 +22,7 @@ from tests.http.document_models import (
     QWEN,
     QWEN_ID,
     documented,
-    make_ready,
+    install,
 )
 from tests.support_document import LATER, Block, blocks, faults
 from tests.support_http import chat_body, parse_events, stream_text
@@ -41,9 +40,8 @@ STATUSES = {
     1122: [200],
     1145: [200],
     1167: [200],
-    # The last one deletes again, in another way, what the one before has deleted.
-    1337: [200, 200, 200, 200, 200, 200, 200, 404],
 }
+WORKFLOW = 1337
 ANSWERED_BY = {1079: 1095, 1145: 1155, 1167: 1173}
 """Line of the example answer to a block with one request."""
 
@@ -86,13 +84,16 @@ def run_bash(script: str, folder: Path) -> tuple[list[str], list[int]]:
 
 
 def prepare(http: RestSession) -> None:
-    make_ready(http)
-    make_ready(http, QWEN_ID, QWEN)
+    """Installed; the requests themselves load."""
+    install(http)
+    install(http, QWEN_ID, QWEN)
 
 
 @needs_curl
 @pytest.mark.parametrize(
-    "block", [block for block in BLOCKS if block.language == "bash"], ids=lambda block: f"line {block.line}"
+    "block",
+    [block for block in BLOCKS if block.language == "bash" and block.line != WORKFLOW],
+    ids=lambda block: f"line {block.line}",
 )
 def test_a_bash_block_runs(documented: RestSession, tmp_path: Path, block: Block) -> None:
     """With the documented answer, where the document has one."""
@@ -141,13 +142,14 @@ def test_the_streaming_block_streams_the_documented_chunks(documented: RestSessi
 
 @needs_curl
 def test_the_workflow_does_what_its_comments_say(documented: RestSession, tmp_path: Path) -> None:
-    """Seen in the answers and, afterwards, in what is left; run until what the document calls optional."""
-    make_ready(documented)
+    """Seen in each answer and, afterwards, in what is left."""
+    install(documented)
     files = Path(documented.get(f"/v1/models/{LLAMA}").json()["path"])
-    script = block_at(1337).text.partition("# 8.")[0]
-    outputs, statuses = run_bash(localized(script, documented.base_url), tmp_path)
-    assert statuses == [200] * 7
-    status, found, loaded, health, generated, unloaded, deleted = map(json.loads, outputs)
+    script = localized(block_at(WORKFLOW).text, documented.base_url)
+    outputs, statuses = run_bash(script, tmp_path)
+    # The last one deletes again, in another way, what the one before has deleted.
+    assert statuses == [200, 200, 200, 200, 200, 200, 200, 404]
+    status, found, loaded, health, generated, unloaded, deleted, gone = map(json.loads, outputs)
     assert status["status"] == "running"
     assert all(model["memory_fit"] for model in found["models"])
     assert any(model["id"] == LLAMA_ID for model in found["models"])
@@ -155,14 +157,13 @@ def test_the_workflow_does_what_its_comments_say(documented: RestSession, tmp_pa
     assert generated["text"] and generated["usage"]["completion_tokens"] <= 50
     assert unloaded["status"] == "unloaded"
     assert (deleted["status"], deleted["removed_files"]) == ("deleted", True)
+    assert gone == {"detail": f"Model '{LLAMA}' not found"}
     assert not files.exists()
 
-    # 8.: files are kept.
-    make_ready(documented)
+    # 8. by itself: the files are kept.
+    install(documented)
     files = Path(documented.get(f"/v1/models/{LLAMA}").json()["path"])
-    script = block_at(1337).text.partition("# 8.")[2]
-    script = script.partition("\n")[2]
-    (output,), statuses = run_bash(localized(script, documented.base_url), tmp_path)
+    (output,), statuses = run_bash(script.partition("# 8.")[2].partition("\n")[2], tmp_path)
     assert statuses == [200] and json.loads(output)["removed_files"] is False
     assert (files / "config.json").exists()
 
@@ -174,7 +175,7 @@ def test_a_python_block_runs(documented: RestSession, tmp_path: Path, block: Blo
     """By a Python of its own, and prints what it was given."""
     if block.line in LATER:
         pytest.skip(LATER[block.line])
-    make_ready(documented)
+    install(documented)
     done = subprocess.run(
         [sys.executable, "-c", localized(block.text, documented.base_url)],
         cwd=tmp_path,
@@ -192,6 +193,6 @@ def test_a_python_block_runs(documented: RestSession, tmp_path: Path, block: Blo
 
 def test_no_block_is_left_out() -> None:
     """Each is run here or belongs to a later issue."""
-    run: set[Any] = {*STATUSES, *(block.line for block in BLOCKS if block.language == "python")}
+    run = {*STATUSES, WORKFLOW, *(block.line for block in BLOCKS if block.language == "python")}
     assert {block.line for block in BLOCKS} == run | {block.line for block in BLOCKS if block.line in LATER}
     assert INSTALLED_BY_THE_DOCUMENT in block_at(1145).text

@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from tests.conftest import RestSession
-from tests.http.document_models import EMBEDDING_ID, LLAMA, LLAMA_ID, documented, make_ready
+from tests.http.document_models import EMBEDDING_ID, LLAMA, LLAMA_ID, documented, install, make_ready
 from tests.support_document import LATER, Block, blocks, faults, statements
 from tests.support_http import eventually, native_error
 from tests.support_server import RunningServer, start
@@ -37,6 +37,8 @@ LISTS = (("GET", "/v1/models"), ("GET", "/v1/manager/models"))
 ENDING = ("/v1/system/shutdown", "/v1/system/restart")
 
 ANSWERS = [block for block in blocks("json") if block.route and block.label.startswith("**Response")]
+# What takes the model out of memory comes last, so that it is loaded once.
+LAST = (("POST", "/v1/models/{model_name}/unload"), ("DELETE", "/v1/models/{model_name}"))
 ROUTE_HEADING = re.compile(r"#### `([A-Z]+) (/[^`]*)`")
 
 
@@ -87,14 +89,20 @@ def restored(http: RestSession) -> Iterator[None]:
 @pytest.mark.usefixtures("restored")
 @pytest.mark.parametrize(
     "block",
-    [block for block in ANSWERS if block.route and block.route[1] not in ENDING],
+    sorted(
+        (block for block in ANSWERS if block.route and block.route[1] not in ENDING),
+        key=lambda block: LAST.index(block.route) if block.route in LAST else -1,
+    ),
     ids=lambda block: f"{name_of(block)} {' '.join(block.route or ())}",
 )
 def test_an_answer_keeps_to_its_example(documented: RestSession, block: Block) -> None:
     if block.line in LATER:
         pytest.skip(LATER[block.line])
-    make_ready(documented)
     assert block.route is not None
+    if block.route in LAST:
+        install(documented)
+    else:
+        make_ready(documented)
     check(block, ask(documented, block, QUERIES.get(block.route[1], "")))
 
 
@@ -172,7 +180,7 @@ def test_an_unknown_model_is_the_documented_404(documented: RestSession) -> None
 
 
 def test_a_model_that_is_not_loaded_is_the_documented_400(documented: RestSession) -> None:
-    make_ready(documented)
+    install(documented)
     assert documented.post(f"/v1/models/{LLAMA}/unload").status_code == 200
     answer = documented.post(f"/v1/models/{LLAMA}/generate", json={"prompt": "Once upon a time"})
     assert native_error(answer, 400) == sentence(1291)

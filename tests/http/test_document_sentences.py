@@ -12,8 +12,10 @@ from tests.http.document_models import (
     INSTALLED_BY_THE_DOCUMENT_ID,
     LLAMA,
     LLAMA_ID,
+    QWEN,
     QWEN_ID,
     documented,
+    install,
     make_ready,
 )
 from tests.loopback_hub import LoopbackHub
@@ -65,16 +67,25 @@ def test_a_seed_makes_the_text_reproducible(documented: RestSession) -> None:
     assert len(set(texts[1:])) == 4
 
 
-def test_max_tokens_is_8192_unless_said_and_16384_at_most(http: RestSession, endless_model: str) -> None:
-    """On a model whose context of 32,768 tokens leaves room for more than either."""
+def test_max_tokens_is_16384_at_most(documented: RestSession) -> None:
+    """As the system's status says."""
+    make_ready(documented)
+    path = f"/v1/models/{LLAMA}/generate"
+    for limit in (0, -1, 16385):
+        answer = documented.post(path, json={"prompt": "Once", "max_tokens": limit})
+        assert "max_tokens" in native_error(answer, 400)
+    assert documented.post(path, json={"prompt": "Once", "max_tokens": 16384}).status_code == 200
+    status = documented.get("/v1/system/status").json()
+    assert status["model_manager"]["max_tokens_limit"] == 16384
+
+
+@pytest.mark.campaign
+def test_max_tokens_is_8192_unless_said(http: RestSession, endless_model: str) -> None:
+    """On a model whose context of 32,768 tokens leaves room for more. It takes 8,192 steps."""
     http.post(f"/v1/models/{endless_model}/load")
     body = {"prompt": "Once", "logit_bias": END_BIAS}
-    path = f"/v1/models/{endless_model}/generate"
-    answer = http.post(path, json=body).json()
+    answer = http.post(f"/v1/models/{endless_model}/generate", json=body).json()
     assert (answer["usage"]["completion_tokens"], answer["finish_reason"]) == (8192, "length")
-    for limit in (0, -1, 16385):
-        assert "max_tokens" in native_error(http.post(path, json={**body, "max_tokens": limit}), 400)
-    assert http.get("/v1/system/status").json()["model_manager"]["max_tokens_limit"] == 16384
 
 
 def test_the_prompt_is_required(documented: RestSession) -> None:
@@ -95,12 +106,10 @@ def test_priority_is_0_unless_said(documented: RestSession) -> None:
 def test_the_manager_s_list_has_the_state_of_each_model(documented: RestSession) -> None:
     """OpenAI's list has not."""
     make_ready(documented)
-    documented.post(f"/v1/models/{LLAMA}/unload")
-    for is_loaded in (False, True):
+    for word in ("loaded", "unloaded"):
         models = documented.get("/v1/manager/models").json()["models"]
-        (status,) = (model["status"] for model in models if model["name"] == LLAMA)
-        assert status == ("loaded" if is_loaded else "unloaded")
-        make_ready(documented)
+        assert [model["status"] for model in models if model["name"] == LLAMA] == [word]
+        documented.post(f"/v1/models/{LLAMA}/unload")
     assert all("status" not in entry for entry in documented.get("/v1/models").json()["data"])
 
 
@@ -186,15 +195,15 @@ def test_compatible_means_that_it_fits_the_memory(documented: RestSession) -> No
 
 def test_existing_client_code_needs_another_base_url_only(documented: RestSession) -> None:
     """Install, then chat, complete and list, in OpenAI's forms, with any key."""
-    make_ready(documented, QWEN_ID, "qwen3-8b-6bit")
+    install(documented, QWEN_ID, QWEN)
     headers = {"Authorization": "Bearer sk-any-key-works"}
-    body = chat_body(model="qwen3-8b-6bit")
+    body = chat_body(model=QWEN)
     answer = documented.post("/v1/chat/completions", json=body, headers=headers).json()
     assert answer["choices"][0]["message"]["content"] == PARIS
     usage = answer["usage"]
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
     listed = documented.get("/v1/models", headers=headers).json()["data"]
-    assert "qwen3-8b-6bit" in [entry["id"] for entry in listed]
+    assert QWEN in [entry["id"] for entry in listed]
     error = openai_error(
         documented.post("/v1/chat/completions", json={**body, "model": "x"}, headers=headers), 404
     )

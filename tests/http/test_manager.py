@@ -27,9 +27,9 @@ from tests.support_models import DEMO
 CHAT = "/v1/chat/completions"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def model(unix_channel: grpc.Channel, tiny_models: TinyModels) -> Iterator[str]:
-    """A loaded model of the test's own, which never ends by itself."""
+    """A model of these tests' own, which never ends by itself."""
     with installed_directory(unix_channel, tiny_models.long, "managed") as name:
         yield name
 
@@ -51,12 +51,25 @@ def test_a_pin_is_kept_and_seen_and_can_be_undone(http: RestSession, model: str)
     assert state(http, model) == "loaded"
 
 
+def test_keep_alive_0_unloads_a_model_after_its_last_use(http: RestSession, model: str) -> None:
+    """Said with a load, in its query or its body, or with a request; another time is seen in the model's status."""
+    assert http.post(f"/v1/models/{model}/load?keep_alive=0").json()["status"] == "loaded"
+    eventually(lambda: state(http, model) == "unloaded", "the model has left")
+    body = chat_body(model=model, max_tokens=1)
+    for keep_alive, is_kept_for_ever in ((-1, True), ("1h", False), ("-1s", True), (3600, False)):
+        assert http.post(CHAT, json={**body, "keep_alive": keep_alive}).status_code == 200
+        expires_at = http.get(f"/v1/manager/models/{model}/status").json()["expires_at"]
+        assert (expires_at is None) is is_kept_for_ever
+    assert http.post(f"/v1/models/{model}/load", json={"keep_alive": "0s"}).json()["status"] == "loaded"
+    eventually(lambda: state(http, model) == "unloaded", "the model has left")
+
+
 def test_an_estimate_explains_a_load_and_does_nothing(http: RestSession, model: str) -> None:
     """More requests and longer ones need more; the sum is that of its parts."""
     http.post(f"/v1/models/{model}/unload")
     body = http.get(f"/v1/models/{model}/estimate").json()
     assert (body["model"], body["accepted"], body["refusal"]) == (model, True, None)
-    assert body["already_loaded"] is False and body["evicted_models"] == []
+    assert body["already_loaded"] is False and model not in body["evicted_models"]
     parts = sum(body[key] for key in ("weight_gb", "kv_gb", "prefill_gb", "process_gb"))
     assert body["required_gb"] == pytest.approx(parts, rel=0.01) and body["weight_gb"] > 0
     few, many, long = (
@@ -69,25 +82,6 @@ def test_an_estimate_explains_a_load_and_does_nothing(http: RestSession, model: 
     )
     assert few < many < long
     assert state(http, model) == "unloaded"
-
-
-def test_keep_alive_0_unloads_a_model_after_its_last_use(http: RestSession, model: str) -> None:
-    """Said with the load, in its query or its body, or with a request; what said nothing leaves it there."""
-    for request in (
-        {"params": {"keep_alive": "0"}},
-        {"json": {"keep_alive": 0}},
-        {"json": {"keep_alive": "0s"}},
-    ):
-        http.post(f"/v1/models/{model}/unload")
-        assert http.post(f"/v1/models/{model}/load", **request).json()["status"] == "loaded"
-        eventually(lambda: state(http, model) == "unloaded", "the model has left")
-    body = chat_body(model=model, max_tokens=1)
-    assert http.post(CHAT, json={**body, "keep_alive": -1}).status_code == 200
-    assert http.get(f"/v1/manager/models/{model}/status").json()["expires_at"] is None
-    assert http.post(CHAT, json={**body, "keep_alive": "1h"}).status_code == 200
-    assert http.get(f"/v1/manager/models/{model}/status").json()["expires_at"] is not None
-    assert http.post(CHAT, json={**body, "keep_alive": 0}).status_code == 200
-    eventually(lambda: state(http, model) == "unloaded", "the model has left")
 
 
 def test_a_priority_is_set_and_its_place_in_the_queue_is_null_where_nothing_waits(
@@ -138,22 +132,21 @@ def test_watching_shows_what_comes_and_goes(http: RestSession, model: str, serie
             if line.startswith("mlxgui:http_live_calls ")
         )
 
+    http.post(f"/v1/models/{model}/unload")
     before = live_calls()
     watcher = Watcher(http.base_url)
     try:
         eventually(lambda: watcher.snapshots, "the first event")
         assert set(watcher.snapshots[0]) == set(http.get("/v1/manager/status").json())
-        assert model in watcher.snapshots[0]["loaded_models"]
+        assert model not in watcher.snapshots[0]["loaded_models"]
         assert live_calls() == before + 1
-        http.post(f"/v1/models/{model}/unload")
-        eventually(lambda: model not in watcher.snapshots[-1]["loaded_models"], "it is seen to leave")
         http.post(f"/v1/models/{model}/load")
 
         def is_loaded() -> bool:
             entry = watcher.snapshots[-1]["loaded_models"].get(model)
             return entry is not None and entry["status"] == "loaded"
 
-        eventually(is_loaded, "it is seen to come back")
+        eventually(is_loaded, "it is seen to come")
         client = EventReader(http.base_url, CHAT, endless_body(model, stream=True))
         client.open()
         client.read_until_content()
@@ -163,6 +156,8 @@ def test_watching_shows_what_comes_and_goes(http: RestSession, model: str, serie
         )
         client.close(reset=True)
         eventually(lambda: series.running(model) == 0, "the engine is free")
+        http.post(f"/v1/models/{model}/unload")
+        eventually(lambda: model not in watcher.snapshots[-1]["loaded_models"], "it is seen to leave")
     finally:
         watcher.close()
     eventually(lambda: live_calls() == before, "its place is free again")

@@ -438,7 +438,8 @@ class ModelServiceServicer:
     def SearchCatalog(self, request, context):
         """Searches the hub for models that MLX can run. Blocks on the hub, seconds at most; answers are kept a short time.
 
-        Errors: UNAVAILABLE (HUB_UNAVAILABLE), RESOURCE_EXHAUSTED (HUB_RATE_LIMITED), INVALID_ARGUMENT.
+        Errors: UNAVAILABLE (HUB_UNAVAILABLE), RESOURCE_EXHAUSTED (HUB_RATE_LIMITED), PERMISSION_DENIED
+        (HUB_ACCESS_DENIED: the hub refuses the token), INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

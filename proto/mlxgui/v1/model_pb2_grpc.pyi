@@ -200,7 +200,8 @@ class ModelServiceStub:
     SearchCatalog: _grpc.UnaryUnaryMultiCallable[_model_pb2.SearchCatalogRequest, _model_pb2.SearchCatalogResponse]
     """Searches the hub for models that MLX can run. Blocks on the hub, seconds at most; answers are kept a short time.
 
-    Errors: UNAVAILABLE (HUB_UNAVAILABLE), RESOURCE_EXHAUSTED (HUB_RATE_LIMITED), INVALID_ARGUMENT.
+    Errors: UNAVAILABLE (HUB_UNAVAILABLE), RESOURCE_EXHAUSTED (HUB_RATE_LIMITED), PERMISSION_DENIED
+    (HUB_ACCESS_DENIED: the hub refuses the token), INVALID_ARGUMENT.
     """
     GetCatalogModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetCatalogModelRequest, _model_pb2.GetCatalogModelResponse]
     """Answers one repository of the hub and whether this machine can run it. Blocks on the hub, seconds at most.
@@ -386,7 +387,8 @@ class ModelServiceAsyncStub(ModelServiceStub):
     SearchCatalog: _aio.UnaryUnaryMultiCallable[_model_pb2.SearchCatalogRequest, _model_pb2.SearchCatalogResponse]  # type: ignore[assignment]
     """Searches the hub for models that MLX can run. Blocks on the hub, seconds at most; answers are kept a short time.
 
-    Errors: UNAVAILABLE (HUB_UNAVAILABLE), RESOURCE_EXHAUSTED (HUB_RATE_LIMITED), INVALID_ARGUMENT.
+    Errors: UNAVAILABLE (HUB_UNAVAILABLE), RESOURCE_EXHAUSTED (HUB_RATE_LIMITED), PERMISSION_DENIED
+    (HUB_ACCESS_DENIED: the hub refuses the token), INVALID_ARGUMENT.
     """
     GetCatalogModel: _aio.UnaryUnaryMultiCallable[_model_pb2.GetCatalogModelRequest, _model_pb2.GetCatalogModelResponse]  # type: ignore[assignment]
     """Answers one repository of the hub and whether this machine can run it. Blocks on the hub, seconds at most.
@@ -689,7 +691,8 @@ class ModelServiceServicer:
     ) -> _typing.Union[_model_pb2.SearchCatalogResponse, _abc.Awaitable[_model_pb2.SearchCatalogResponse]]:
         """Searches the hub for models that MLX can run. Blocks on the hub, seconds at most; answers are kept a short time.
 
-        Errors: UNAVAILABLE (HUB_UNAVAILABLE), RESOURCE_EXHAUSTED (HUB_RATE_LIMITED), INVALID_ARGUMENT.
+        Errors: UNAVAILABLE (HUB_UNAVAILABLE), RESOURCE_EXHAUSTED (HUB_RATE_LIMITED), PERMISSION_DENIED
+        (HUB_ACCESS_DENIED: the hub refuses the token), INVALID_ARGUMENT.
         """
 
     def GetCatalogModel(

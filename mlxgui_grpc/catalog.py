@@ -277,7 +277,9 @@ class Catalog:
     def _why_not_written(self, error: sqlite3.OperationalError) -> ModelServerError:
         if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
             return DiskFullError(f"The disk is full: {self._path} could not be written; free some space")
-        return InternalError(f"{self._path} could not be written ({error}): check its disk")
+        return InternalError(
+            f"{self._path} could not be written ({error}): check its disk, and that no other program holds it"
+        )
 
     def _why_not_opened(self, error: sqlite3.DatabaseError) -> str:
         code = error.sqlite_errorcode & 0xFF  # The rest of it says where.

@@ -1,11 +1,13 @@
 """How much memory a model takes and how much there is: estimates from a model's files, budgets from the machine."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
+
+from mlxgui_grpc.engine.control_group import MemoryGroup
 
 GIB = 1024**3
 
@@ -114,47 +116,11 @@ def read_machine_memory() -> MachineMemory:
     """The memory there is now: psutil's view, narrowed by the control groups that this process is in."""
     memory = psutil.virtual_memory()
     total, available = int(memory.total), int(memory.available)
-    for limit, used in _control_groups():
-        if limit < total:
-            total, available = limit, min(available, limit - used)
+    group = MemoryGroup.of(os.getpid())
+    for one in group.limits() if group else ():
+        if one.limit_bytes < total:
+            total, available = one.limit_bytes, min(available, one.limit_bytes - one.used_bytes)
     return MachineMemory(total, max(0, min(available, total)))
-
-
-def _control_groups() -> list[tuple[int, int]]:
-    """(limit, bytes in use that cannot be dropped) of each control group above this process, on Linux."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    groups = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "memory"):
-            continue
-        root = Path("/sys/fs/cgroup", controllers)
-        names = ("memory.max", "memory.current") if not controllers else _VERSION_1
-        folder = root / path.lstrip("/")
-        for group in (folder, *folder.parents):
-            if (found := _read_group(group, *names)) is not None:
-                groups.append(found)
-            if group == root:
-                break
-    return groups
-
-
-_VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes")
-
-
-def _read_group(group: Path, limit_name: str, usage_name: str) -> tuple[int, int] | None:
-    try:
-        limit = (group / limit_name).read_text().strip()
-        usage = int((group / usage_name).read_text())
-        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):
-        return None
-    if not limit.isdigit():  # "max"
-        return None
-    return int(limit), max(0, usage - int(statistics.get("inactive_file", 0)))
 
 
 def footprint_bytes(pid: int) -> int:

@@ -93,7 +93,9 @@ def judge(
             "the model can be loaded again: send fewer or shorter requests at once, or unload other models",
             "OUT_OF_MEMORY",
         )
-    return Death("crash", f"The worker of model '{label}' ended ({words}); the model can be loaded again")
+    message = f"The worker of model '{label}' ended ({words}); the model can be loaded again"
+    # It ends so by itself after a load that failed, having said why: another try would fail as well.
+    return Death("stopped" if status == 0 else "crash", message)
 
 
 def judge_stall(label: str, words: str, memory_evidence: str) -> Death:

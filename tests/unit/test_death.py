@@ -67,7 +67,7 @@ def test_signs_of_memory(death: Death) -> None:
         (judged(-signal.SIGSEGV, platform="darwin"), "crash", "ENGINE_DEAD"),
         (judged(1, "RuntimeError: Resource temporarily unavailable"), "crash", "ENGINE_DEAD"),
         (judged(1, "ValueError: no", NEAR), "crash", "ENGINE_DEAD"),
-        (judged(0, "out of memory, and went on", NEAR), "crash", "ENGINE_DEAD"),
+        (judged(0, "out of memory, and went on", NEAR), "stopped", "ENGINE_DEAD"),
         (judged(-signal.SIGTERM, evidence=NEAR), "crash", "ENGINE_DEAD"),
         (judged(-signal.SIGKILL, ended_by_us=True, evidence=NEAR), "stopped", "ENGINE_DEAD"),
         (judged(-signal.SIGKILL, ended_by_us=True, platform="darwin"), "stopped", "ENGINE_DEAD"),

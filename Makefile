@@ -4,6 +4,7 @@
 PYTHON ?= python3
 ARGS ?=
 FUZZ_CASES ?= 100000
+FUZZ_NAMES ?= 10000
 FUZZ_SEED ?= 1
 KILL_COUNT ?= 200
 KILL_REPEATS ?= 20
@@ -30,8 +31,8 @@ hub: env-dev ## a stand-in for the model hub on loopback, to try `pull` against
 test: env-dev ## every test, from nothing (ARGS='-k stream' for some)
 	@exec tools/openblas.sh $(BIN)/python -m pytest $(ARGS)
 
-fuzz: env-dev ## malformed HTTP bodies by the hundred thousand (FUZZ_CASES, FUZZ_SEED); make test runs 300
-	@FUZZ_CASES=$(FUZZ_CASES) FUZZ_SEED=$(FUZZ_SEED) exec tools/openblas.sh $(BIN)/python -m pytest -m campaign tests/http $(ARGS)
+fuzz: env-dev ## odd HTTP bodies and names by the ten thousand (FUZZ_CASES, FUZZ_NAMES, FUZZ_SEED); make test runs 300, 100
+	@FUZZ_CASES=$(FUZZ_CASES) FUZZ_NAMES=$(FUZZ_NAMES) FUZZ_SEED=$(FUZZ_SEED) exec tools/openblas.sh $(BIN)/python -m pytest -m campaign tests/http $(ARGS)
 
 kill: env-dev ## kill -9 at KILL_COUNT random moments and KILL_REPEATS times at each failpoint (KILL_SEED)
 	@KILL_COUNT=$(KILL_COUNT) KILL_REPEATS=$(KILL_REPEATS) KILL_SEED=$(KILL_SEED) \

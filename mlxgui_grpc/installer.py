@@ -20,6 +20,7 @@ from mlxgui_grpc.errors import (
     ModelUnsafeError,
     PermissionDeniedError,
 )
+from mlxgui_grpc.file_claims import FileClaims
 from mlxgui_grpc.hub import DownloadProgress, Hub, Snapshot, check_model_id, check_revision
 from mlxgui_grpc.hub_cache import cache_dir_of
 from mlxgui_grpc.joining import joinable
@@ -62,9 +63,8 @@ class Installer:
         self._hub = hub
         self._model_roots = model_roots
         self._registering = asyncio.Lock()
-        self._removing_files = asyncio.Lock()
-        """Held from the decision that nobody needs the files of a model until they are gone."""
-        self._superseded = SupersededRevisions(catalog, hub, self._is_in_memory)
+        self._claims = FileClaims()
+        self._superseded = SupersededRevisions(catalog, hub, self._claims, self._is_in_memory)
         self._recovery: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -197,7 +197,7 @@ class Installer:
                 await self._operations.cancel(running)
         with self._residency.removing(model):  # A request that comes now must not load it again.
             await self._residency.unload(model.name, force=force)
-            async with self._removing_files:
+            async with self._claims.removing:
                 kept_reason = self._kept_reason(model) if remove_files else ""
                 # The entry first: a crash between the two leaves files that a repeated install finds, never an entry
                 # without files.
@@ -254,13 +254,7 @@ class Installer:
             for other in self._catalog.models()
             if other.id != model.id and other.path == model.path
         ]
-        # An install that runs may have found them already.
-        sharing += [
-            operation.model
-            for operation in self._operations.list(include_done=False)
-            if operation.kind == "install"
-            and str(operation.request.get("model_id", "")).lower() == model.huggingface_id.lower()
-        ]
+        sharing += self._claims.names(model.path)
         return f"model '{sharing[0]}' uses the same files" if sharing else ""
 
     def _refuse_foreign(self, name: str, model_id: str, *, force: bool) -> None:
@@ -282,41 +276,50 @@ class Installer:
     async def _install_from_hub(
         self, operation: Operation, model_id: str, name: str, revision: str, *, force: bool
     ) -> InstalledModel:
-        async with self._removing_files:
-            pass  # A removal that is under way does not know of this install, and what it removes must not be found.
         existing = self._catalog.find(name)
         is_there = existing is not None and existing.huggingface_id.lower() == model_id.lower()
         cache_dir = await asyncio.to_thread(_cache_dir, existing) if existing and is_there else None
-        # What is in the cache already needs no hub: an installed program works offline.
-        snapshot = None
-        if not force:
-            snapshot = await asyncio.to_thread(self._hub.find_cached, model_id, revision or None, cache_dir)
-        if snapshot is None:
-            snapshot = await self._hub.download(
+
+        async def find() -> Snapshot:
+            # What is in the cache already needs no hub: an installed program works offline.
+            if not force:
+                cached = await asyncio.to_thread(self._hub.find_cached, model_id, revision or None, cache_dir)
+                if cached is not None:
+                    return cached
+            return await self._hub.download(
                 model_id, revision or None, self._reporter(operation), force=force, cache_dir=cache_dir
             )
-        return await self._register_snapshot(operation, snapshot, name, revision or MAIN)
+
+        async with self._claims.found(name, find) as snapshot:
+            model = await self._register_snapshot(operation, snapshot, name, revision or MAIN)
+        await self._superseded.sweep()
+        return model
 
     async def _update(self, operation: Operation, model: InstalledModel, branch: str) -> InstalledModel:
         cache_dir = await asyncio.to_thread(_cache_dir, model)
-        snapshot = await self._hub.download(
-            model.huggingface_id, branch, self._reporter(operation), cache_dir=cache_dir
-        )
-        # It may have been deleted meanwhile, and must not come back.
-        current = self._catalog.get(model.name)
-        if snapshot.path == current.path:
-            operation.warnings.append(
-                f"'{current.name}' is up to date: {branch} is revision {snapshot.revision[:12]}, as installed"
+
+        async def find() -> Snapshot:
+            return await self._hub.download(
+                model.huggingface_id, branch, self._reporter(operation), cache_dir=cache_dir
             )
-            await self._superseded.sweep()
-            return await self._remember_branch(current, branch)
+
         try:
-            return await self._register_snapshot(operation, snapshot, current.name, branch)
-        except (ModelIncompatibleError, ModelUnsafeError):
-            if snapshot.is_ours:  # Nobody will use these files.
-                await self._superseded.add(snapshot.path)
-                await self._superseded.sweep()
-            raise
+            async with self._claims.found(model.name, find) as snapshot:
+                # It may have been deleted meanwhile, and must not come back.
+                current = self._catalog.get(model.name)
+                if snapshot.path == current.path:
+                    operation.warnings.append(
+                        f"'{current.name}' is up to date: {branch} is revision {snapshot.revision[:12]}, as installed"
+                    )
+                    return await self._remember_branch(current, branch)
+                try:
+                    return await self._register_snapshot(operation, snapshot, current.name, branch)
+                except (ModelIncompatibleError, ModelUnsafeError):
+                    if snapshot.is_ours:  # Nobody will use these files.
+                        await self._superseded.add(snapshot.path)
+                    raise
+        finally:
+            await self._superseded.sweep()
 
     async def _remember_branch(self, model: InstalledModel, branch: str) -> InstalledModel:
         """Later updates follow the branch that was asked for last."""
@@ -359,7 +362,6 @@ class Installer:
                     f"'{model.name}' is in memory and goes on with revision {resident.model.revision[:12]} until it "
                     "is next loaded"
                 )
-        await self._superseded.sweep()
         return model
 
     def _is_in_memory(self, path: Path) -> bool:

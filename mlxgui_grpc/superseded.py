@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mlxgui_grpc.catalog import Catalog, Origin
 from mlxgui_grpc.errors import ModelServerError
+from mlxgui_grpc.file_claims import FileClaims
 from mlxgui_grpc.hub import Hub
 from mlxgui_grpc.hub_cache import RepositoryFolder, cache_dir_of, model_id_of, superseded_snapshots
 
@@ -23,10 +24,13 @@ SWEEP_SECONDS = 60.0
 class SupersededRevisions:
     """The replaced revisions that are still on the disk. Use on the event loop only."""
 
-    def __init__(self, catalog: Catalog, hub: Hub, is_in_memory: Callable[[Path], bool]) -> None:
+    def __init__(
+        self, catalog: Catalog, hub: Hub, claims: FileClaims, is_in_memory: Callable[[Path], bool]
+    ) -> None:
         """`is_in_memory`: whether a worker has, or is about to read, the files of this folder."""
         self._catalog = catalog
         self._hub = hub
+        self._claims = claims
         self._is_in_memory = is_in_memory
         self._waiting: set[Path] = set()
         self._lock = asyncio.Lock()
@@ -51,11 +55,14 @@ class SupersededRevisions:
         """Remove what nobody uses. What is used is looked at again after a while; failures are logged."""
         async with self._lock:
             for path in sorted(self._waiting):
-                if any(model.path == path for model in self._catalog.models()):
-                    self._waiting.discard(path)  # An update back, or the crash of one: it replaces nothing.
-                    await asyncio.to_thread(_unmark, path)
-                elif not self._is_in_memory(path):
-                    await self._remove(path)
+                async with self._claims.removing:
+                    if any(model.path == path for model in self._catalog.models()):
+                        self._waiting.discard(
+                            path
+                        )  # An update back, or the crash of one: it replaces nothing.
+                        await asyncio.to_thread(_unmark, path)
+                    elif not self._claims.names(path) and not self._is_in_memory(path):
+                        await self._remove(path)
         if self._waiting and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep_again)
 

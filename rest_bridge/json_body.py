@@ -197,7 +197,7 @@ class Fields:
         """Refuses a member that nothing has asked for, by name."""
         for name in (self.name(key) for key in self._values if key not in self._known):
             known = f"known are {', '.join(sorted(self._known))}" if self._known else "none is known here"
-            raise invalid(f"Unknown {self.kind} `{name[:64]}`; {known}.", name)
+            raise invalid(f"Unknown {self.kind} `{name[:64]}`; {known}.", name[:64])
 
 
 def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> JsonObject:
@@ -206,7 +206,7 @@ def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> JsonObject:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise invalid(f"`{key}` is there twice.", key)
+                raise invalid(f"`{key[:64]}` is there twice.", key[:64])
             seen.add(key)
     return values
 

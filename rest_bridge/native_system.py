@@ -187,7 +187,7 @@ def _detail(detail: system_pb2.SettingDetail | None) -> JsonObject:
 
 def _check_known(key: str) -> None:
     if key not in _SETTINGS:
-        raise ApiError("SETTING_NOT_FOUND", f"Setting '{key}' not found")
+        raise ApiError("SETTING_NOT_FOUND", f"Setting '{key[:64]}' not found")
 
 
 # --- Catalogue -----------------------------------------------------------------------------------

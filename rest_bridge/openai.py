@@ -303,7 +303,7 @@ def _read_common(
 def _report_unread(fields: Fields, options: Options) -> None:
     for name in fields.unread():
         known = "" if name in _WITHOUT_EFFECT else " is unknown and"
-        options.warnings.append(f"`{name}`{known} has no effect.")
+        options.warnings.append(f"`{name[:128]}`{known} has no effect.")
 
 
 def _read_logit_bias(bias: object, sampling: common_pb2.SamplingParams) -> None:

@@ -39,6 +39,9 @@ def front_page(version: str, status: str, readme_text: str) -> str:
 <ul>
 <li><a href="/v1/models">Installed models</a></li>
 <li><a href="/v1/operations">Downloads and loads</a></li>
+<li><a href="/v1/manager/status">Models in memory</a></li>
+<li><a href="/v1/system/status">System</a></li>
+<li><a href="/v1/settings?details=true">Settings</a></li>
 <li><a href="/health">Health</a></li>
 <li><a href="/metrics">Metrics</a></li>
 </ul>

@@ -21,7 +21,7 @@ class Query(Fields):
         values: dict[str, str] = {}
         for key, text in parameters:
             if key in values:
-                raise invalid(f"`{key[:64]}` is there twice.", key)
+                raise invalid(f"`{key[:64]}` is there twice.", key[:64])
             values[key] = text
         super().__init__(values)
 

@@ -96,8 +96,8 @@ def parameters() -> Fields:
 
 
 def report_query(response: Response) -> None:
-    """Tells of parameters that nothing has asked for, on a route of OpenAI's, whose clients may send any."""
-    report(response, (f"`{name[:64]}` is unknown and has no effect." for name in query().unread()))
+    """Tells of the query's parameters, on a route of OpenAI's, which has none and whose clients may send any."""
+    report(response, (f"`{name[:64]}` is unknown and has no effect." for name in request.args))
 
 
 def json_response(body: JsonObject, status: int = 200, warnings: Iterable[str] = ()) -> Response:

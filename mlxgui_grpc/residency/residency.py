@@ -239,7 +239,8 @@ class Residency:
         """
         resident = await self._load(model, for_request=False, priority=priority, report=report)
         if keep_alive_seconds is not None:
-            resident.keep_alive_seconds = keep_alive_seconds
+            # Said later than whatever a request said.
+            resident.keep_alive_seconds, resident.request_keep_alive_seconds = keep_alive_seconds, None
         resident.idle_since = time.monotonic()
         self._upkeep.arm()
         return resident
@@ -251,7 +252,7 @@ class Residency:
             return
         self._hurry(resident, priority)
         if keep_alive_seconds is not None:
-            resident.keep_alive_seconds = keep_alive_seconds
+            resident.keep_alive_seconds, resident.request_keep_alive_seconds = keep_alive_seconds, None
             self._upkeep.arm()
 
     async def unload(self, name: str, *, force: bool) -> bool:

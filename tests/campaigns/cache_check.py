@@ -4,34 +4,38 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlxgui_grpc.hub_cache import RepositoryFolder
-from tests.loopback_hub import LoopbackHub
+from mlxgui_grpc.hub_cache import RepositoryFolder, is_complete
 
 
-def published(hub: LoopbackHub, model_id: str, names: list[str]) -> dict[str, bytes]:
-    """Files of a repository, as the hub has them."""
-    files = [hub.file(model_id, name) for name in names]
-    return {file.name: file.read(0, file.stored_bytes()) for file in files}
+def check_repository(folder: RepositoryFolder, commits: Mapping[str, Mapping[str, bytes]]) -> list[str]:
+    """The snapshots that are there: with every file, each as the hub has it. Nothing else may seem to be one.
 
-
-def check_repository(folder: RepositoryFolder, contents: Mapping[str, bytes]) -> bool:
-    """Whether the snapshot is there: with every file, each as the hub has it. Nothing may seem to be one."""
-    for blob in folder.blobs.iterdir() if folder.blobs.is_dir() else ():
+    `commits` are the contents of files by commit.
+    """
+    for blob in _entries(folder.blobs):
         assert blob.name in _names_of(blob.read_bytes()), f"{blob} is not what it is named for"
-    if folder.find(None) is None:
-        return False
-    for snapshot in folder.snapshots.iterdir():
-        for name, content in contents.items():
+    whole = [snapshot for snapshot in _entries(folder.snapshots) if is_complete(snapshot)]
+    for snapshot in whole:
+        for name, content in commits[snapshot.name].items():
             assert (snapshot / name).is_file(), f"{snapshot / name} is not there"
             assert (snapshot / name).read_bytes() == content, f"{snapshot / name} is damaged"
-    return True
+    return [snapshot.name for snapshot in whole]
 
 
 def leftovers(folder: RepositoryFolder) -> list[str]:
     """What interrupted downloads and deletions have left in our partial area."""
-    if not folder.partials.is_dir():
-        return []
-    return sorted(path.name for path in folder.partials.iterdir() if path.suffix != ".ours")
+    return sorted(path.name for path in _entries(folder.partials) if path.suffix != ".ours")
+
+
+def orphans(folder: RepositoryFolder) -> list[str]:
+    """Contents that no snapshot names, and snapshots that are not whole."""
+    used = {path.resolve() for path in folder.snapshots.rglob("*")}
+    blobs = [blob.name for blob in _entries(folder.blobs) if blob.resolve() not in used]
+    return blobs + [snapshot.name for snapshot in _entries(folder.snapshots) if not is_complete(snapshot)]
+
+
+def _entries(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def all_files(folder: Path) -> list[str]:

@@ -17,7 +17,7 @@ from google.protobuf import field_mask_pb2
 from mlxgui.v1 import model_pb2, model_pb2_grpc, system_pb2, system_pb2_grpc
 from mlxgui_grpc.failpoints import ENVIRONMENT
 from mlxgui_grpc.hub_cache import RepositoryFolder, is_complete
-from tests.campaigns.cache_check import all_files, check_repository, leftovers, published
+from tests.campaigns.cache_check import all_files, check_repository, leftovers, orphans
 from tests.campaigns.ledger import Ledger
 from tests.loopback_hub import LoopbackHub
 from tests.support_calls import CALL_SECONDS, failure_of
@@ -29,6 +29,16 @@ SETTINGS = "settings"
 
 DIRECTORY = "directory"
 KILLED = -9
+CHECKED_OPERATIONS = 100
+"""The newest; a server forgets the oldest of a thousand."""
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What the hub has published: a larger number is newer."""
+
+    number: int
+    contents: dict[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,7 @@ def is_running(process: psutil.Process) -> bool:
 class Victim:
     """One state folder and one cache, the servers that run on them one after another, and the ledger of both.
 
-    The hub has `acme/a`, `acme/b` and so on, all of the files in `model`, with a file of their own each.
+    The hub has `acme/a`, `acme/b` and so on: the files in `model`, and one that is another in every revision.
     """
 
     def __init__(self, folder: Path, hub: LoopbackHub, model: Path, repository_count: int = 2) -> None:
@@ -64,9 +74,12 @@ class Victim:
         self.start_seconds: list[float] = []
         """Each start after a kill, from its exec to the banner."""
         self.repositories = [f"acme/{letter}" for letter in "abcdefgh"[:repository_count]]
+        self._files = {path.name: path.read_bytes() for path in model.iterdir()}
+        self._commits: dict[str, Commit] = {}
+        self._acknowledged_commits: dict[str, int] = {}
+        """By model, the number of the commit that it has, or an earlier one."""
         for repository in self.repositories:
-            files = {path.name: path.read_bytes() for path in model.iterdir()}
-            hub.add(repository, {**files, "README.md": repository.encode() * 100})
+            self._publish(repository)
         self.server: RunningServer | None = None
 
     # One life.
@@ -111,6 +124,7 @@ class Victim:
             (2, lambda: self.install_directory(name)),
             (3, lambda: self.delete(name)),
             (2, lambda: self.pin(name, choice.random() < 0.5)),
+            (2, lambda: self.update(name)),
             (1, lambda: self.load(name)),
         ]
         weights, calls = zip(*actions, strict=True)
@@ -130,14 +144,24 @@ class Victim:
             found = None
         # Installed again it stays pinned.
         with self.ledger.writing(name, found or Installed(source)):
-            self._follow(self.models.InstallModel(request, timeout=CALL_SECONDS))
+            self._follow(name, self.models.InstallModel(request, timeout=CALL_SECONDS))
         # Others delete models with the same files at this moment.
         reply = self.models.GetModel(model_pb2.GetModelRequest(name=name), timeout=CALL_SECONDS)
         assert is_complete(Path(reply.model.path)), f"{name} was installed without files"
 
+    def update(self, name: str) -> None:
+        """To a revision that was not there before."""
+        found = self._found(name)
+        if found is not None and found.source != DIRECTORY:
+            self._publish(found.source)
+            request = model_pb2.UpdateModelRequest(name=name)
+            with self.ledger.writing(name, found):
+                self._follow(name, self.models.UpdateModel(request, timeout=CALL_SECONDS))
+
     def delete(self, name: str) -> None:
         """With its files; a name that is not there is no error."""
         if self._found(name) is not None:
+            self._acknowledged_commits.pop(name, None)
             with self.ledger.writing(name, None):
                 request = model_pb2.DeleteModelRequest(name=name, force=True)
                 self.models.DeleteModel(request, timeout=CALL_SECONDS)
@@ -152,7 +176,8 @@ class Victim:
 
     def load(self, name: str) -> None:
         if self._found(name) is not None:
-            self._follow(self.models.LoadModel(model_pb2.LoadModelRequest(name=name), timeout=CALL_SECONDS))
+            request = model_pb2.LoadModelRequest(name=name)
+            self._follow(name, self.models.LoadModel(request, timeout=CALL_SECONDS))
 
     def set(self, number: int) -> None:
         """Two settings in one write, which belong together ever after."""
@@ -164,10 +189,18 @@ class Victim:
         with self.ledger.writing(SETTINGS, number):
             self.system.UpdateSettings(request, timeout=CALL_SECONDS)
 
-    def _follow(self, snapshots: Any) -> None:
+    def _publish(self, repository: str) -> None:
+        """A new commit of its main branch."""
+        number = len(self._commits)
+        contents = {**self._files, "README.md": f"{repository} {number}\n".encode() * 100}
+        self._commits[self._hub.add(repository, contents)] = Commit(number, contents)
+
+    def _follow(self, name: str, snapshots: Any) -> None:
         for snapshot in snapshots:
             operation = snapshot.operation
             self.ledger.operations[operation.id] = operation.HasField("success")
+            if operation.success.revision:
+                self._acknowledged_commits[name] = self._commits[operation.success.revision].number
 
     def _found(self, name: str) -> "Installed | None":
         try:
@@ -199,6 +232,10 @@ class Victim:
             self.ledger.find(name, Installed.of(model) if model else None)
             if model is not None:
                 assert is_complete(Path(model.path)), "an entry without files"
+            if model is not None and model.revision:
+                number = self._commits[model.revision].number
+                assert number >= self._acknowledged_commits.get(name, 0), "an update was lost"
+                self._acknowledged_commits[name] = number
 
     def _check_settings(self) -> None:
         settings = self.system.GetSettings(system_pb2.GetSettingsRequest(), timeout=CALL_SECONDS).settings
@@ -207,17 +244,16 @@ class Victim:
         self.ledger.find(SETTINGS, minutes if tokens else None)
 
     def _check_operations(self) -> None:
-        for operation_id, was_done in self.ledger.operations.items():
+        for operation_id, was_done in list(self.ledger.operations.items())[-CHECKED_OPERATIONS:]:
             request = model_pb2.GetOperationRequest(id=operation_id)
             operation = self.models.GetOperation(request, timeout=CALL_SECONDS).operation
             assert operation.done
             assert not was_done or not operation.HasField("error"), f"{operation_id} had succeeded"
 
     def check_files(self, repository: str) -> bool:
-        """Whether a repository is in the cache: then whole."""
-        names = [*(path.name for path in self._directory.iterdir()), "README.md"]
-        folder = RepositoryFolder(self.cache, repository)
-        return check_repository(folder, published(self._hub, repository, names))
+        """Whether revisions of a repository are in the cache: then each is whole."""
+        contents = {commit: published.contents for commit, published in self._commits.items()}
+        return bool(check_repository(RepositoryFolder(self.cache, repository), contents))
 
     def leftover(self, age_seconds: float) -> Path:
         """Half a file that a download of some other repository left so long ago."""
@@ -230,7 +266,8 @@ class Victim:
     # What has to be possible at the end.
 
     def finish(self, *, loads: bool) -> None:
-        """Every install can be repeated, every model loads and can be deleted, and nothing stays behind."""
+        """Every install can be repeated, every model loads and can be deleted, and nothing stays behind but whole
+        revisions that an interrupted update had fetched for a model that is deleted."""
         folders = [RepositoryFolder(self.cache, repository) for repository in self.repositories]
         for number, folder in enumerate(folders):
             self.install(f"last-{number}", folder.model_id)
@@ -241,4 +278,4 @@ class Victim:
         for name in self.ledger.things() - {SETTINGS}:
             self.delete(name)
         for folder in folders:
-            assert not folder.path.exists(), all_files(folder.path)
+            assert not leftovers(folder) and not orphans(folder), all_files(folder.path)

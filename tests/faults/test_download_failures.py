@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +39,11 @@ def own_hub() -> Iterator[LoopbackHub]:
         yield hub
 
 
+def is_whole(folder: RepositoryFolder) -> bool:
+    """Whether the model is there with all that it has; half of it is an error."""
+    return bool(check_repository(folder, defaultdict(lambda: FILES)))
+
+
 @pytest.fixture
 def folder(forks: HubForks, cache: Path) -> Iterator[RepositoryFolder]:
     """The repository's folder, not there yet, and gone again after the test."""
@@ -71,11 +77,11 @@ def test_a_download_that_is_killed_leaves_all_or_nothing_and_is_resumed(
         before = len(own_hub.fetches())
         if forks.download(MODEL_ID, f"{point}:kill:{number}") is not None:
             break
-        was_whole = check_repository(folder, FILES)
+        was_whole = is_whole(folder)
         assert was_whole == (point in ("hub.after-snapshot", "hub.after-commit"))
         done = forks.download(MODEL_ID)
         assert isinstance(done, Downloaded) and done.is_ours
-        assert check_repository(folder, FILES) and not leftovers(folder)
+        assert is_whole(folder) and not leftovers(folder)
         fetched = own_hub.fetches()[before:]
         # Four contents; those under way at the kill are asked for twice, to find that nothing is missing.
         assert len(fetched) <= 2 * 4
@@ -92,9 +98,9 @@ def test_a_deletion_that_is_killed_leaves_all_or_nothing_and_is_repeated(
     done = forks.download(MODEL_ID)
     assert isinstance(done, Downloaded)
     assert forks.delete(MODEL_ID, done.revision, f"{point}:kill") is None
-    assert check_repository(folder, FILES) == (point == "hub.before-delete")
+    assert is_whole(folder) == (point == "hub.before-delete")
     assert isinstance(forks.delete(MODEL_ID, done.revision), Deleted)
-    assert not check_repository(folder, FILES)
+    assert not is_whole(folder)
     # What the kill left is removed as that of a download is, when it has not been repeated for long enough.
     hub_cache.sweep_partials(folder.path.parent, older_than_seconds=0)
     assert not folder.path.exists(), all_files(folder.path)
@@ -110,6 +116,6 @@ def test_a_disk_that_fails_a_download_is_named_and_costs_nothing(
     failed = forks.download(MODEL_ID, f"{point}:{action}")
     assert isinstance(failed, Failed) and failed.reason == reason, failed
     assert str(folder.path.parent) in failed.message
-    check_repository(folder, FILES)
+    is_whole(folder)
     assert isinstance(forks.download(MODEL_ID), Downloaded)
-    assert check_repository(folder, FILES) and not leftovers(folder)
+    assert is_whole(folder) and not leftovers(folder)

@@ -39,11 +39,11 @@ ENDING = ("/v1/system/shutdown", "/v1/system/restart")
 ANSWERS = [block for block in blocks("json") if block.route and block.label.startswith("**Response")]
 # What takes the model out of memory comes last, so that it is loaded once.
 LAST = (("POST", "/v1/models/{model_name}/unload"), ("DELETE", "/v1/models/{model_name}"))
+IN_ORDER = sorted(
+    (block for block in ANSWERS if block.route and block.route[1] not in ENDING),
+    key=lambda block: LAST.index(block.route) if block.route in LAST else -1,
+)
 ROUTE_HEADING = re.compile(r"#### `([A-Z]+) (/[^`]*)`")
-
-
-def name_of(block: Block) -> str:
-    return f"line {block.line}"
 
 
 def request_body(block: Block) -> Any:
@@ -88,12 +88,7 @@ def restored(http: RestSession) -> Iterator[None]:
 
 @pytest.mark.usefixtures("restored")
 @pytest.mark.parametrize(
-    "block",
-    sorted(
-        (block for block in ANSWERS if block.route and block.route[1] not in ENDING),
-        key=lambda block: LAST.index(block.route) if block.route in LAST else -1,
-    ),
-    ids=lambda block: f"{name_of(block)} {' '.join(block.route or ())}",
+    "block", IN_ORDER, ids=lambda block: f"line {block.line} {' '.join(block.route or ())}"
 )
 def test_an_answer_keeps_to_its_example(documented: RestSession, block: Block) -> None:
     if block.line in LATER:

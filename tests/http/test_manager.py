@@ -1,8 +1,7 @@
 """What is in memory and for how long, over REST: pins, estimates, keep_alive, priorities, updates, watching."""
 
 import json
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from tests.support_http import (
     endless_body,
     eventually,
     installed_directory,
+    metric_value,
     native_error,
     openai_error,
 )
@@ -98,69 +98,56 @@ def test_a_priority_is_set_and_its_place_in_the_queue_is_null_where_nothing_wait
 
 
 class Watcher:
-    """Reads /v1/manager/watch on a thread of its own."""
+    """A client of /v1/manager/watch."""
 
     def __init__(self, base_url: str) -> None:
         self._reader = EventReader(base_url, "/v1/manager/watch", None, method="GET")
         response = self._reader.open()
         assert response.status == 200
         assert response.headers["Content-Type"].startswith("text/event-stream")
-        self.snapshots: list[JsonObject] = []
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
 
-    def _read(self) -> None:
-        try:
-            while line := self._reader.read_event():
-                self.snapshots.append(json.loads(line.removeprefix(b"data: ")))
-        except (OSError, ValueError, AttributeError):
-            pass  # It was closed.
+    def next(self) -> JsonObject:
+        """The snapshot of the next event."""
+        snapshot: JsonObject = json.loads(self._reader.read_event().removeprefix(b"data: "))
+        return snapshot
+
+    def entry(self, model: str, condition: Callable[[JsonObject | None], bool]) -> None:
+        """Read on until the model's entry, or its absence, is as it should be."""
+        while not condition(self.next()["loaded_models"].get(model)):
+            pass
 
     def close(self) -> None:
         self._reader.close(reset=True)
-        self._thread.join(10)
 
 
 def test_watching_shows_what_comes_and_goes(http: RestSession, model: str, series: Series) -> None:
     """The first event is the state of now; then each change, in the form of /v1/manager/status."""
 
     def live_calls() -> float:
-        text = http.get("/metrics").text
-        return sum(
-            float(line.split()[-1])
-            for line in text.splitlines()
-            if line.startswith("mlxgui:http_live_calls ")
-        )
+        return metric_value(http.get("/metrics").text, "mlxgui:http_live_calls")
 
     http.post(f"/v1/models/{model}/unload")
     before = live_calls()
     watcher = Watcher(http.base_url)
     try:
-        eventually(lambda: watcher.snapshots, "the first event")
-        assert set(watcher.snapshots[0]) == set(http.get("/v1/manager/status").json())
-        assert model not in watcher.snapshots[0]["loaded_models"]
+        first = watcher.next()
+        assert set(first) == set(http.get("/v1/manager/status").json())
+        assert model not in first["loaded_models"]
         assert live_calls() == before + 1
         http.post(f"/v1/models/{model}/load")
-
-        def is_loaded() -> bool:
-            entry = watcher.snapshots[-1]["loaded_models"].get(model)
-            return entry is not None and entry["status"] == "loaded"
-
-        eventually(is_loaded, "it is seen to come")
+        watcher.entry(model, lambda entry: entry is not None and entry["status"] == "loaded")
         client = EventReader(http.base_url, CHAT, endless_body(model, stream=True))
         client.open()
         client.read_until_content()
-        eventually(
-            lambda: watcher.snapshots[-1]["loaded_models"][model]["running_request_count"] == 1,
-            "its request is seen",
-        )
+        watcher.entry(model, lambda entry: entry is not None and entry["running_request_count"] == 1)
         client.close(reset=True)
-        eventually(lambda: series.running(model) == 0, "the engine is free")
+        watcher.entry(model, lambda entry: entry is not None and entry["running_request_count"] == 0)
         http.post(f"/v1/models/{model}/unload")
-        eventually(lambda: model not in watcher.snapshots[-1]["loaded_models"], "it is seen to leave")
+        watcher.entry(model, lambda entry: entry is None)
     finally:
         watcher.close()
     eventually(lambda: live_calls() == before, "its place is free again")
+    assert series.running(model) == 0
 
 
 def test_a_forced_unload_is_a_conflict_to_who_waits_for_an_answer(

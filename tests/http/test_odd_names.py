@@ -79,7 +79,7 @@ def try_names(server: RunningServer, root: Path, seeds: range) -> dict[int, int]
         for seed in seeds:
             odd = make_request(seed, ROUTES, root)
             answer = send(http, odd)
-            words = f"seed {seed}: {odd} gave {answer.status_code} {answer.text[:300]}"
+            words = f"seed {seed}: {str(odd)[:300]} gave {answer.status_code} {answer.text[:300]}"
             counts[answer.status_code] = counts.get(answer.status_code, 0) + 1
             if answer.status_code == 200:
                 # Nothing that is found, or a name that may be installed yet.

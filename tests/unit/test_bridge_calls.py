@@ -1,5 +1,7 @@
 """What a client is told whose call was ended from outside."""
 
+import threading
+
 import pytest
 
 from rest_bridge.calls import LiveCalls, as_api_error
@@ -17,6 +19,20 @@ def test_a_call_that_somebody_else_cancelled_is_a_conflict() -> None:
     ):
         raise CANCELLED
     assert (caught.value.http_status, caught.value.headers()) == (409, {"X-Should-Retry": "false"})
+
+
+def test_a_call_whose_client_went_is_counted_as_such() -> None:
+    """499, which nobody reads but the metrics."""
+    calls, ended = LiveCalls(limit=1), threading.Event()
+
+    class Call:
+        def cancel(self) -> None:
+            ended.set()
+
+    with calls.open(lambda: True) as live:
+        live.attach(Call())
+        assert ended.wait(60)
+        assert live.blame(CANCELLED).http_status == 499
 
 
 def test_a_call_that_the_end_of_the_bridge_cut_may_be_repeated() -> None:

@@ -46,6 +46,14 @@ def test_sampling_fields_reach_the_server() -> None:
     assert (request.priority, request.keep_alive.seconds) == (3, 300)
 
 
+def test_a_request_need_not_name_a_model() -> None:
+    """Which one is meant, or that none is, is the server's to say."""
+    for body in ({}, {"model": None}, {"model": ""}):
+        request, options = openai.chat_request({"messages": [USER], **body})
+        assert (request.model, options.model) == ("", "")
+        assert openai.completion_request({"prompt": "x", **body})[0].model == ""
+
+
 def test_stop_is_a_text_or_a_list() -> None:
     """Both forms of OpenAI's field."""
     assert list(_chat(stop=["a", "b"])[0].sampling.stop) == ["a", "b"]
@@ -91,9 +99,8 @@ def test_max_tokens_under_both_names() -> None:
         ("messages", None),
         ("messages", []),
         ("messages", "hi"),
-        ("model", None),
-        ("model", ""),
         ("model", 5),
+        ("model", ["demo"]),
         ("stream_options", {"include_usage": True}),
         ("top_logprobs", 5),
         ("tool_choice", "maybe"),

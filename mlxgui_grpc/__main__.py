@@ -12,10 +12,8 @@ def main() -> NoReturn:
     """
     # gRPC's C core writes to stderr by itself otherwise; whatever matters reaches the caller as an error.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from mlxgui_grpc import failpoints
     from mlxgui_grpc.cli.app import app
 
-    failpoints.arm(os.environ.get(failpoints.ENVIRONMENT, ""), control_pid=os.getpid())
     try:
         app(prog_name="mlxgui")
     except Exception as error:

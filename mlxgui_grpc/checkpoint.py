@@ -19,6 +19,7 @@ from typing import Any
 
 from mlxgui_grpc import memory
 from mlxgui_grpc.errors import ModelIncompatibleError, ModelUnsafeError
+from mlxgui_grpc.model_types import SERVED_TYPES, type_of
 
 DATA_SUFFIXES = frozenset({".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken", ".npz"})
 """What a view may hold; Python files and pickles are left out of it, whatever they are called otherwise."""
@@ -36,8 +37,6 @@ _ELEMENT_BITS = {
     **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
 }
 _CODE_KEYS = ("auto_map", "custom_pipelines")
-_VISION_KEYS = ("vision_config", "vision_tower", "mm_vision_tower", "visual")
-_EMBEDDING_TYPES = frozenset({"bert", "roberta", "xlm-roberta", "modernbert", "nomic_bert", "new"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +74,7 @@ def inspect(path: Path) -> Checkpoint:
     weights = [file for file in files if file.suffix == ".safetensors"]
     if not weights:
         raise ModelIncompatibleError(
-            f"{path.name} holds no .safetensors file: only checkpoints in that format can be loaded"
+            f"{_shown(path)} holds no .safetensors file: only checkpoints in that format can be loaded"
         )
     headers = [_read_header(file) for file in weights]
     weight_bytes = sum(size for size, _ in headers)
@@ -87,10 +86,10 @@ def inspect(path: Path) -> Checkpoint:
     memory_bytes = memory.estimate(weight_bytes, per_token, context_length=context_length).required_bytes
     parameter_count = sum(count for _, count in headers)
     if max(memory_bytes, parameter_count) > MAX_COUNT:
-        raise ModelIncompatibleError(f"{path.name} claims sizes that no model has")
+        raise ModelIncompatibleError(f"{_shown(path)} claims sizes that no model has")
     return Checkpoint(
         path=path,
-        type=_type(path, config),
+        type=type_of(_architecture(config), config, has_pooling=(path / "1_Pooling").is_dir()),
         architecture=_architecture(config),
         context_length=context_length,
         size_bytes=sum(file.stat().st_size for file in files),
@@ -106,13 +105,13 @@ def inspect(path: Path) -> Checkpoint:
 
 def require_loadable(checkpoint: Checkpoint) -> None:
     """Raise ModelIncompatibleError when this version cannot serve such a model."""
-    if checkpoint.type != "text":
+    if checkpoint.type not in SERVED_TYPES:
         raise ModelIncompatibleError(
-            f"{checkpoint.path.name} is a model for {checkpoint.type}; this version serves text models"
+            f"{_shown(checkpoint.path)} is a model for {checkpoint.type}; this version serves text models"
         )
     if checkpoint.architecture not in text_architectures():
         raise ModelIncompatibleError(
-            f"mlx-lm does not know the architecture '{checkpoint.architecture}' of {checkpoint.path.name}"
+            f"mlx-lm does not know the architecture '{checkpoint.architecture}' of {_shown(checkpoint.path)}"
         )
 
 
@@ -143,7 +142,7 @@ def make_view(path: Path, view: Path) -> Path:
             continue
         target = file.resolve()
         if not any(target.is_relative_to(root) for root in roots):
-            raise ModelUnsafeError(f"{path.name}/{file.name} links to a place outside of the model")
+            raise ModelUnsafeError(f"{_shown(path)}/{file.name} links to a place outside of the model")
         if cleaned := _cleaned_json(file):
             (view / file.name).write_text(cleaned)
         elif file.suffix == ".safetensors":
@@ -181,10 +180,10 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ModelIncompatibleError(f"{path} is not a folder")
     file = path / "config.json"
     if not file.is_file():
-        raise ModelIncompatibleError(f"{path.name} has no config.json: it is not a model directory")
+        raise ModelIncompatibleError(f"{_shown(path)} has no config.json: it is not a model directory")
     config = _read_json(file)
     if not isinstance(config, dict):
-        raise ModelIncompatibleError(f"{path.name}/config.json is not a JSON object")
+        raise ModelIncompatibleError(f"{_shown(path)}/config.json is not a JSON object")
     return config
 
 
@@ -302,15 +301,11 @@ def _architecture(config: dict[str, Any]) -> str:
     return name
 
 
-def _type(path: Path, config: dict[str, Any]) -> str:
-    kind = _architecture(config)
-    if kind == "whisper" or "n_mels" in config or "preprocessor" in config:
-        return "transcription"
-    if any(key in config for key in _VISION_KEYS) and kind:
-        return "vision"
-    if kind in _EMBEDDING_TYPES or (path / "1_Pooling").is_dir():
-        return "embedding"
-    return "text"
+def _shown(path: Path) -> str:
+    """What a user calls a model: its hub id where the name of its folder is a commit, else that name."""
+    if path.parent.name == "snapshots" and path.parents[1].name.startswith("models--"):
+        return path.parents[1].name.removeprefix("models--").replace("--", "/")
+    return path.name
 
 
 def _template(path: Path) -> str:

@@ -87,9 +87,9 @@ class ServerConfig:
     """Register the built-in demo model on the first start."""
 
     def __post_init__(self) -> None:
-        for name, (low, high) in RANGES.items():
-            if not low <= getattr(self, name) <= high:
-                raise InvalidRequestError(f"{name} must be between {low} and {high}", field=name)
+        for name in RANGES:
+            if words := out_of_range(name, getattr(self, name)):
+                raise InvalidRequestError(f"{name} {words}", field=name)
         if len(self.preload_models) > MAX_PRELOAD_MODELS:
             raise InvalidRequestError(
                 f"preload_models has more than {MAX_PRELOAD_MODELS} entries", field="preload_models"
@@ -194,7 +194,18 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "max_waiting_requests": (0, 65_536),
     "max_concurrent_models": (1, 64),
     "model_inactivity_timeout_minutes": (1, 10_080),
-    "max_context_length": (0, 16_777_216),
+    "max_context_length": (16, 16_777_216),  # Less would lock every prompt out.
     "max_model_memory_gb": (0, 65_536),
 }
 """Least and greatest value of an option; nan is outside of each."""
+_OR_ZERO = ("max_context_length",)
+"""Options that may be 0 as well."""
+
+
+def out_of_range(option: str, value: float) -> str:
+    """What an option must be, for `port ...`; empty when it is that."""
+    low, high = RANGES[option]
+    is_zero_too = option in _OR_ZERO
+    if low <= value <= high or (is_zero_too and value == 0):
+        return ""
+    return f"must be between {low} and {high}{', or 0' if is_zero_too else ''}"

@@ -38,7 +38,7 @@ class Query:
     """created_at, downloads, last_modified or likes."""
     is_embedding: bool = False
     max_memory_bytes: int | None = None
-    """Only models that take no more; 0: than what the machine has available. None: any."""
+    """Only models that MLX loads and that take no more; 0: than what the machine has available. None: any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +99,11 @@ class Discovery:
         _check(query, page_size)
         size = min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         position = _position(query, page_token)
+        architectures = await _architectures()
         if query.max_memory_bytes is None:
             # Pages of the hub's are ours: nothing is left over of one.
             page = await self._listed(query, position.cursor, size)
-            found = [self._entry(query, repository, None) for repository in page.repositories]
+            found = [self._entry(query, repository, architectures, None) for repository in page.repositories]
             return Page(found, _token(query, _Position(page.next_cursor)))
         budget = query.max_memory_bytes or self._budget.available_bytes()
         found = []
@@ -111,8 +112,8 @@ class Discovery:
             for index, repository in enumerate(page.repositories):
                 if index < position.index:
                     continue
-                entry = self._entry(query, repository, budget)
-                if not entry.memory_fit:
+                entry = self._entry(query, repository, architectures, budget)
+                if not (entry.memory_fit and entry.is_loadable):
                     continue
                 if len(found) == size:
                     return Page(found, _token(query, _Position(position.cursor, index)))
@@ -130,7 +131,7 @@ class Discovery:
             return (await self._lookups.describe(model_id)).repository
 
         repository = await self._descriptions.get(model_id, ask)
-        architectures = await asyncio.to_thread(checkpoint.text_architectures)  # Reads files, the first time.
+        architectures = await _architectures()
         is_loadable = discovery_entry.is_loadable(repository, architectures)
         required = self._required_bytes(repository)
         return Entry(
@@ -142,6 +143,7 @@ class Discovery:
             fit=discovery_entry.fit(
                 repository,
                 is_loadable=is_loadable,
+                refusal=discovery_entry.not_served(repository, architectures),
                 required_bytes=required,
                 available_bytes=self._budget.available_bytes(),
                 hardware_error=self._budget.hardware_error,
@@ -153,13 +155,19 @@ class Discovery:
         key = (query.words, tags, query.sort, limit, cursor)
         return await self._pages.get(key, lambda: self._lookups.search(*key))
 
-    def _entry(self, query: Query, repository: Repository, budget_bytes: int | None) -> Entry:
+    def _entry(
+        self,
+        query: Query,
+        repository: Repository,
+        architectures: frozenset[str],
+        budget_bytes: int | None,
+    ) -> Entry:
         required = self._required_bytes(repository)
         is_known = budget_bytes is not None and required is not None
         return Entry(
             repository=repository,
             model_type=EMBEDDING_TAG if query.is_embedding else discovery_entry.model_type(repository),
-            is_loadable=True,
+            is_loadable=discovery_entry.is_loadable(repository, architectures),
             estimated_memory_bytes=required,
             installed_name=self._installed_name(repository.id),
             memory_fit=(required or 0) <= (budget_bytes or 0) if is_known else None,
@@ -171,6 +179,10 @@ class Discovery:
     def _installed_name(self, model_id: str) -> str:
         model = self._catalog.find(model_id)
         return model.name if model is not None else ""
+
+
+async def _architectures() -> frozenset[str]:
+    return await asyncio.to_thread(checkpoint.text_architectures)  # Reads files, the first time.
 
 
 def _check(query: Query, page_size: int) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from mlxgui_grpc.hub_frames import Repository
 from mlxgui_grpc.memory import estimate, gigabytes_text, insufficient_memory_text
+from mlxgui_grpc.model_types import SERVED_TYPES
 
 MLX = "mlx"
 
@@ -27,6 +28,8 @@ _TYPES = {
     "feature-extraction": "feature-extraction",
     "sentence-similarity": "feature-extraction",
 }
+# The words of `model_types` for those above, where they differ; a task of audio has one of two.
+_KINDS = {"feature-extraction": "embedding", "multimodal": "vision"}
 _QUANTIZATION = re.compile(r"[-_](mlx[-_])?(q?\d+bit|mxfp4|nvfp4|bf16|fp16|q\d+|dwq|mlx)\b.*", re.IGNORECASE)
 
 
@@ -73,11 +76,38 @@ def is_mlx(repository: Repository) -> bool:
 
 
 def is_loadable(repository: Repository, architectures: frozenset[str]) -> bool:
-    """MLX loads it as it is: made for MLX, or plain safetensors of an architecture that is built in."""
+    """MLX loads it as it is: made for MLX, or plain safetensors of an architecture that is built in.
+
+    `architectures` are those of text models: of one that is made for MLX it must be too, as far as the hub tells.
+    """
     if is_mlx(repository):
-        return True
+        return kind(repository) not in ("", "text") or not _foreign_architecture(repository, architectures)
     is_plain = repository.has_safetensors and not repository.quantization_method
     return is_plain and repository.architecture in architectures
+
+
+def kind(repository: Repository) -> str:
+    """The word of `model_types`, or that of a task which has none there; empty: the hub does not say."""
+    word = model_type(repository)
+    task = _KINDS.get(word, word)
+    # The tags of a model that only was made from one for vision are often those of that one.
+    return repository.type if repository.type and task in ("", "text", "vision") else task
+
+
+def not_served(repository: Repository, architectures: frozenset[str]) -> str:
+    """Why this version cannot serve it, as a sentence; empty: it can, as far as the hub tells."""
+    word = kind(repository)
+    if word and word not in SERVED_TYPES:
+        return f"❌ This version does not serve {word} models"
+    if _foreign_architecture(repository, architectures):
+        return f"❌ This version does not serve {repository.architecture or 'such'} models"
+    return ""
+
+
+def _foreign_architecture(repository: Repository, architectures: frozenset[str]) -> bool:
+    """It has another one; or none, where its config.json was read."""
+    is_known = bool(repository.architecture or repository.type)
+    return is_known and repository.architecture not in architectures
 
 
 def description(repository: Repository) -> str:
@@ -103,13 +133,17 @@ def fit(
     repository: Repository,
     *,
     is_loadable: bool,
+    refusal: str = "",
     required_bytes: int | None,
     available_bytes: int,
     hardware_error: str = "",
 ) -> Fit:
-    """Whether this machine can run it, in the document's sentences; `hardware_error`: why MLX does not run here."""
+    """Whether this machine can run it, in the document's sentences; `refusal`: why this version does not serve
+    it, `hardware_error`: why MLX does not run here."""
     if hardware_error:
         return Fit(False, NO_MLX_HARDWARE)
+    if refusal and (is_loadable or is_mlx(repository)):
+        return Fit(False, refusal)
     if not is_loadable:
         way_out = (
             f"install {repository.mlx_repository} instead"

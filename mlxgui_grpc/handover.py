@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import MutableMapping
+from collections.abc import Collection, MutableMapping
 from typing import NoReturn
 
 import msgspec
@@ -42,10 +42,21 @@ def take_handover(environ: MutableMapping[str, str]) -> Handover | None:
     return handover if handover.process_id == os.getpid() else None
 
 
-async def end_children() -> None:
-    """End every child process there may still be, and wait for it: the next program knows none of them."""
+def present_children() -> frozenset[psutil.Process]:
+    """The children of this process, at its start those of a program before: `sh -c 'x & exec mlxgui serve'`."""
+    return frozenset(psutil.Process().children())
+
+
+async def end_children(spared: Collection[psutil.Process] = ()) -> None:
+    """End every child process there may still be with all of its own, but for the spared ones, and wait for it: the
+    next program knows none of them."""
     deadline = time.monotonic() + CHILDREN_SECONDS
-    for child in (children := psutil.Process().children(recursive=True)):
+    children: list[psutil.Process] = []
+    for child in psutil.Process().children():
+        if child not in spared:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                children += [child, *child.children(recursive=True)]
+    for child in children:
         log.info("process %d is still there before the restart: killed", child.pid)
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()

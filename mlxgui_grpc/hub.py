@@ -25,6 +25,7 @@ __all__ = ["DownloadProgress", "Hub", "Snapshot", "check_model_id", "check_revis
 
 _CHILD = "mlxgui_grpc.hub_download"
 _ID_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
+_TOKEN = re.compile(r"[!-~]+")
 _REVISION_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,127}")
 
 
@@ -110,7 +111,7 @@ class Hub:
                 "unset it and restart, or install a local directory.",
                 model_id=model_id,
             )
-        self._check_endpoint()
+        check_access(self._endpoint, self._token)
         job = DownloadJob(
             model_id=model_id,
             revision=revision,
@@ -181,12 +182,6 @@ class Hub:
         """Remove leftovers of interrupted downloads, except those of the hub ids in `keep`; bytes freed."""
         return sweep_partials(self._cache_dir, keep=keep, older_than_seconds=older_than_seconds)
 
-    def _check_endpoint(self) -> None:
-        if self._endpoint and urlsplit(self._endpoint).scheme not in ("http", "https"):
-            raise errors.HubUnavailableError(
-                "HF_ENDPOINT is not an http or https address; set it to the hub's, or unset it."
-            )
-
 
 def check_model_id(model_id: str, field: str = "model_id") -> None:
     """Raise InvalidRequestError unless it is `owner/name`, which is also safe as a folder's name."""
@@ -196,6 +191,18 @@ def check_model_id(model_id: str, field: str = "model_id") -> None:
         raise errors.InvalidRequestError(
             f"{field} must be a hub id such as 'owner/name', not {json.dumps(model_id[:100])}.",
             field=field,
+        )
+
+
+def check_access(endpoint: str | None, token: str | None) -> None:
+    """Raise HubUnavailableError or HubAccessDeniedError where the hub cannot even be asked with these."""
+    if endpoint and urlsplit(endpoint).scheme not in ("http", "https"):
+        raise errors.HubUnavailableError(
+            "HF_ENDPOINT is not an http or https address; set it to the hub's, or unset it."
+        )
+    if token and not _TOKEN.fullmatch(token):
+        raise errors.HubAccessDeniedError(
+            "HF_TOKEN has characters that no token has, such as a space or a line break; set it again and restart."
         )
 
 

@@ -1,6 +1,8 @@
 """What the child processes that talk to the hub have in common: jobs in, reports out, an end with the server."""
 
+import contextlib
 import os
+import resource
 import threading
 from collections.abc import Callable, Iterator
 
@@ -9,6 +11,9 @@ import msgspec
 from mlxgui_grpc.hub_frames import Job, Report
 
 Emit = Callable[[Report], None]
+
+MAX_MEMORY_BYTES = 4 * 1024**3
+"""Addresses of a child: it takes 60 MB, and what a hub sends must not take the machine."""
 
 
 def library_environment(endpoint: str | None) -> dict[str, str]:
@@ -25,6 +30,14 @@ def library_environment(endpoint: str | None) -> dict[str, str]:
     if endpoint:
         environment["HF_ENDPOINT"] = endpoint
     return environment
+
+
+def limit_memory() -> None:
+    """Have what takes more memory fail with MemoryError, where the system knows such a limit."""
+    with contextlib.suppress(OSError, ValueError):
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        limit = MAX_MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MAX_MEMORY_BYTES, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
 def open_reports() -> Emit:

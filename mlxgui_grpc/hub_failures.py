@@ -94,7 +94,7 @@ def _hub_failure(error: BaseException, job: OnlineJob) -> JobError | None:
             f"The hub at {hub} cannot be reached ({type(error).__name__}); check the network or HF_ENDPOINT.",
             endpoint=hub,
         )
-    if isinstance(error, (ValueError, KeyError, TypeError, RecursionError)):
+    if isinstance(error, (ValueError, KeyError, TypeError, RecursionError, MemoryError)):
         _note(error)
         return JobError(
             "HUB_UNAVAILABLE",

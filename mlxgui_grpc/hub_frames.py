@@ -83,6 +83,8 @@ class Repository(msgspec.Struct, frozen=True, omit_defaults=True):
     card_description: str = ""
     architecture: str = ""
     """`model_type` of its config.json."""
+    type: str = ""
+    """By its config.json, see `model_types`. A search knows that in part: there it is empty rather than text."""
     quantization_bits: int = 0
     quantization_method: str = ""
     """Of other libraries; MLX names none."""

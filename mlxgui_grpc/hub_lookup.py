@@ -9,7 +9,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, get_args
 from urllib.parse import parse_qs, urlsplit
@@ -21,7 +21,7 @@ from huggingface_hub.hf_api import ModelSort_T
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
 from mlxgui_grpc import memory
-from mlxgui_grpc.hub_child import open_reports, read_jobs
+from mlxgui_grpc.hub_child import limit_memory, open_reports, read_jobs
 from mlxgui_grpc.hub_failures import as_failure
 from mlxgui_grpc.hub_files import WEIGHT_SUFFIXES, is_wanted
 from mlxgui_grpc.hub_frames import (
@@ -33,10 +33,13 @@ from mlxgui_grpc.hub_frames import (
     Repository,
     SearchJob,
 )
+from mlxgui_grpc.model_types import type_of
 
 MLX_TAG = "mlx"
 MLX_OWNER = "mlx-community"
 """Whose conversions are preferred where several are there."""
+MAX_BODY_BYTES = 64 * 1024 * 1024
+"""Of one answer of the hub, as it arrives and as it is unpacked."""
 MAX_CONFIG_BYTES = 4 * 1024 * 1024
 MAX_TAGS = 100
 MAX_TEXT_CHARACTERS = 500
@@ -67,6 +70,7 @@ _ELEMENT_BITS = {
 
 def main() -> None:
     """Answer the jobs on standard input, in order."""
+    limit_memory()
     emit = open_reports()
     client = _Client()
     set_client_factory(lambda: client)
@@ -99,7 +103,7 @@ class _Client(httpx2.Client):
     and wait out a limit, for half a minute. Pages by cursor, which `HfApi.list_models` cannot."""
 
     def __init__(self) -> None:
-        super().__init__(follow_redirects=True)
+        super().__init__(follow_redirects=True, event_hooks={"response": [_bound]})
         self._deadline = 0.0
         self._cursor = ""
         self.next_cursor = ""
@@ -115,13 +119,14 @@ class _Client(httpx2.Client):
         request.extensions["timeout"] = httpx2.Timeout(left_seconds).as_dict()
         if self._cursor:
             request.url = request.url.copy_merge_params({"cursor": self._cursor})
+        options["stream"] = True
         try:
             try:
-                response = super().send(request, **options)
+                response = self._whole(super().send(request, **options))
             except (
                 httpx2.RemoteProtocolError
             ):  # A connection kept from an earlier job, which the hub has just ended.
-                response = super().send(request, **options)
+                response = self._whole(super().send(request, **options))
         except httpx2.TimeoutException as error:
             raise JobError(
                 "HUB_UNAVAILABLE", f"The hub at {_shown(request)} did not answer in time; try again later."
@@ -138,6 +143,65 @@ class _Client(httpx2.Client):
         self.next_cursor = parse_qs(urlsplit(link).query).get("cursor", [""])[0]
         response.headers.pop("link", None)
         return response
+
+    def _whole(self, response: httpx2.Response) -> httpx2.Response:
+        """The response with its content, which the library would read whatever its size; raises JobError."""
+        content = bytearray()
+        try:
+            for chunk in response.iter_bytes():
+                content += chunk
+                if len(content) > MAX_BODY_BYTES:
+                    raise _too_large(response.request)
+                if time.monotonic() > self._deadline:
+                    raise httpx2.ReadTimeout("The answer came too slowly.", request=response.request)
+        finally:
+            response.close()
+        headers = response.headers.copy()
+        for name in ("content-encoding", "content-length", "transfer-encoding"):
+            headers.pop(name, None)
+        return httpx2.Response(
+            response.status_code,
+            headers=headers,
+            content=bytes(content),
+            request=response.request,
+            history=response.history,
+        )
+
+
+class _Bounded(httpx2.SyncByteStream):
+    """The bytes of a response as they arrive: so many and no more."""
+
+    def __init__(self, response: httpx2.Response) -> None:
+        assert isinstance(response.stream, httpx2.SyncByteStream)
+        self._stream = response.stream
+        self._request = response.request
+
+    def __iter__(self) -> Iterator[bytes]:
+        byte_count = 0
+        for chunk in self._stream:
+            byte_count += len(chunk)
+            if byte_count > MAX_BODY_BYTES:
+                raise _too_large(self._request)
+            yield chunk
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def _bound(response: httpx2.Response) -> None:
+    response.stream = _Bounded(response)
+    if (
+        response.has_redirect_location
+    ):  # The client reads it to its end, and nobody looks at it: it stays packed.
+        response.headers.pop("content-encoding", None)
+
+
+def _too_large(request: httpx2.Request) -> JobError:
+    return JobError(
+        "HUB_UNAVAILABLE",
+        f"The hub at {_shown(request)} answered with more than {MAX_BODY_BYTES >> 20} MiB, which is no list of models; "
+        "check HF_ENDPOINT and proxies.",
+    )
 
 
 def _shown(request: httpx2.Request) -> str:
@@ -199,7 +263,7 @@ def _find_conversion(api: HfApi, model_id: str) -> str:
         api.list_models(filter=[MLX_TAG, f"base_model:{model_id}"], sort="downloads", limit=MAX_CONVERSIONS)
     )
     found.sort(key=lambda info: not info.id.startswith(f"{MLX_OWNER}/"))  # Else as they come: by downloads.
-    return found[0].id if found else ""
+    return _clip(found[0].id) if found else ""
 
 
 def _repository(
@@ -214,10 +278,13 @@ def _repository(
     text_config = _mapping(digest.get("text_config"))
     card = _mapping(vars(info.card_data) if info.card_data is not None else None)
     quantization = _mapping(digest.get("quantization_config") or digest.get("quantization"))
+    architecture = _clip(digest.get("model_type"))
+    folders = {sibling.rfilename.partition("/")[0] for sibling in info.siblings or []}
+    type = type_of(architecture, digest, has_pooling="1_Pooling" in folders)
     tags = [_clip(tag) for tag in _texts(info.tags)][:MAX_TAGS]
     context_length = digest.get("max_position_embeddings") or text_config.get("max_position_embeddings")
     return Repository(
-        id=info.id,
+        id=_clip(info.id),
         downloads=_count(info.downloads),
         likes=_count(info.likes),
         tags=tags,
@@ -228,7 +295,8 @@ def _repository(
         is_gated=bool(info.gated),
         base_model=_base_model(card),
         card_description=_clip(card.get("description")),
-        architecture=_clip(digest.get("model_type")),
+        architecture=architecture,
+        type=type if config or type != "text" else "",
         quantization_bits=_count(quantization.get("bits")),
         quantization_method=_clip(quantization.get("quant_method")),
         has_safetensors=info.safetensors is not None or "safetensors" in tags,
@@ -266,8 +334,11 @@ def _texts(value: Any) -> Sequence[str]:
 
 
 def _clip(text: Any) -> str:
-    """Text on one line, of bounded length; what is no text is empty."""
-    return " ".join(text.split())[:MAX_TEXT_CHARACTERS] if isinstance(text, str) else ""
+    """Printable text on one line, of bounded length; what is no text is empty. It ends up on terminals."""
+    if not isinstance(text, str):
+        return ""
+    words = " ".join(text[: 4 * MAX_TEXT_CHARACTERS].split())
+    return "".join(filter(str.isprintable, words))[:MAX_TEXT_CHARACTERS]
 
 
 def _count(value: Any) -> int:

@@ -1,9 +1,9 @@
 """Asks the model hub through child processes that stay warm for a while."""
 
 import asyncio
-from urllib.parse import urlsplit
 
 from mlxgui_grpc import errors
+from mlxgui_grpc.hub import check_access
 from mlxgui_grpc.hub_child import library_environment
 from mlxgui_grpc.hub_frames import Described, DescribeJob, Failed, Listed, LookupJob, Report, SearchJob
 from mlxgui_grpc.hub_process import HubProcess, error_of
@@ -92,10 +92,7 @@ class HubLookups:
             raise errors.HubUnavailableError(
                 "The hub cannot be asked: the server is offline (HF_HUB_OFFLINE); unset it and restart."
             )
-        if self._endpoint and urlsplit(self._endpoint).scheme not in ("http", "https"):
-            raise errors.HubUnavailableError(
-                "HF_ENDPOINT is not an http or https address; set it to the hub's, or unset it."
-            )
+        check_access(self._endpoint, self._token)
 
     async def _answer(self, job: LookupJob) -> Report:
         child = await self._take()

@@ -1,15 +1,15 @@
 """Installs models, from the hub or from a directory, updates and removes them."""
 
 import asyncio
-import contextlib
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlxgui_grpc import checkpoint, naming
+from mlxgui_grpc.available_models import available_models
 from mlxgui_grpc.catalog import Catalog, InstalledModel, Origin
 from mlxgui_grpc.errors import (
     InvalidRequestError,
@@ -22,7 +22,7 @@ from mlxgui_grpc.errors import (
 )
 from mlxgui_grpc.file_claims import FileClaims
 from mlxgui_grpc.hub import DownloadProgress, Hub, Snapshot, check_model_id, check_revision
-from mlxgui_grpc.hub_cache import cache_dir_of
+from mlxgui_grpc.hub_cache import cache_dir_of, sweep_partials
 from mlxgui_grpc.joining import joinable
 from mlxgui_grpc.model_facts import MAIN, branch_of, described
 from mlxgui_grpc.operations import InstallProgress, Operation, Operations
@@ -68,12 +68,13 @@ class Installer:
         self._recovery: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Remove, in the background, what updates of an earlier server have replaced."""
-        self._recovery = asyncio.get_running_loop().create_task(self._superseded.recover())
+        """Remove, in the background, what an earlier server has left: revisions that updates have replaced, and in
+        caches other than the present one leftovers of downloads."""
+        self._recovery = asyncio.get_running_loop().create_task(self._recover())
 
     async def close(self) -> None:
         """End what runs in the background."""
-        self._superseded.close()
+        await self._superseded.close()
         if self._recovery is not None:
             self._recovery.cancel()
             await asyncio.wait([self._recovery])
@@ -128,7 +129,7 @@ class Installer:
         async def action(operation: Operation) -> InstalledModel:
             self._progress(operation).phase = "verifying"
             operation.changed()
-            return await self._register(path, name, Origin.DIRECTORY)
+            return await self._register(path, name, Origin.DIRECTORY, operation.warnings)
 
         return await self._operations.start("install", name, InstallProgress(), action, request)
 
@@ -160,41 +161,38 @@ class Installer:
         return await self._operations.start("update", model.name, InstallProgress(), action, request)
 
     async def available(self) -> list[InstalledModel]:
-        """Models in the hub's cache that are not installed, by hub id, under the names they would get; their id is 0.
-
-        Reads the disk, off the event loop.
-        """
-        taken = {model.name.casefold() for model in self._catalog.models()}
-        installed = {model.huggingface_id.casefold() for model in self._catalog.models()}
-        models = []
-        for model in await asyncio.to_thread(self._read_cache, installed):
-            name = model.name
-            if name.casefold() in taken:
-                name = naming.suggested_name(name, model.author)
-            taken.add(name.casefold())
-            models.append(replace(model, name=name))
-        return models
+        """Models in the hub's cache that are not installed; see `available_models`."""
+        return await available_models(self._catalog, self._hub)
 
     async def register_demo(self, path: Path, name: str) -> None:
         """Register the built-in model; follows a program that moved."""
         existing = self._catalog.find(name)
         if existing is None or (existing.origin is Origin.DEMO and existing.path != path):
-            await self._register(path, name, Origin.DEMO)
+            await self._register(path, name, Origin.DEMO, [])
 
     async def remove(self, name: str, *, remove_files: bool, force: bool) -> Removal:
         """Unload a model, forget it, and remove its files where they are ours to remove.
 
-        Raises ModelInUseError when requests run and `force` is not set.
+        With `force` an install or update of it that runs is cancelled. Raises ModelInUseError when one runs, or
+        requests do, and `force` is not set; ModelNotFoundError.
         """
+        for running in self._changes_of(name):
+            if not force:
+                words = "installed" if running.kind == "install" else "updated"
+                raise ModelInUseError(
+                    f"Model '{running.model}' is being {words}; cancel operation {running.id} first",
+                    model=running.model,
+                    operation=running.id,
+                )
+            await self._operations.cancel(running)
+            if self._catalog.find(name) is None:
+                return Removal(
+                    running.model,
+                    removed_files=False,
+                    freed_bytes=0,
+                    kept_reason="its installation was cancelled; what it had downloaded stays for a week, for a repeat",
+                )
         model = self._catalog.get(name)
-        for kind, words in (("install", "installed"), ("update", "updated")):
-            if running := self._operations.running(kind, model.name):
-                if not force:
-                    raise ModelInUseError(
-                        f"Model '{model.name}' is being {words}; cancel operation {running.id} first",
-                        model=model.name,
-                    )
-                await self._operations.cancel(running)
         with self._residency.removing(model):  # A request that comes now must not load it again.
             await self._residency.unload(model.name, force=force)
             async with self._claims.removing:
@@ -218,30 +216,34 @@ class Installer:
 
     # Inside.
 
+    async def _recover(self) -> None:
+        paths = [model.path for model in self._catalog.models() if model.origin is Origin.HUB]
+        earlier = {cache for path in paths if (cache := cache_dir_of(path))} - {self._hub.cache_dir}
+        await self._superseded.recover([self._hub.cache_dir, *earlier])
+        for cache in earlier:
+            try:
+                await asyncio.to_thread(sweep_partials, cache)
+            except OSError as error:
+                log.warning("leftovers in %s stay: %s", cache, error)
+
     def _look_at(self, path: Path) -> tuple[bool, bool]:
         """(below an allowed root, a directory)."""
         real = path.resolve()
         return any(real.is_relative_to(root.resolve()) for root in self._model_roots), path.is_dir()
 
-    def _read_cache(self, installed: set[str]) -> list[InstalledModel]:
-        models = []
-        for snapshot in self._hub.cached_models():
-            if snapshot.model_id.casefold() in installed:
-                continue
-            with contextlib.suppress(
-                ModelServerError, OSError
-            ):  # What could not be installed is not available.
-                models.append(
-                    InstalledModel(
-                        name=naming.default_name(snapshot.model_id),
-                        origin=Origin.HUB,
-                        path=snapshot.path,
-                        huggingface_id=snapshot.model_id,
-                        revision=snapshot.revision,
-                        **described(checkpoint.inspect(snapshot.path)),
-                    )
-                )
-        return models
+    def _changes_of(self, name: str) -> list[Operation]:
+        """The installs and updates that run on the model of this name or hub id, which need not be installed yet."""
+        model = self._catalog.find(name)
+        key = (model.name if model else name).casefold()
+        return [
+            operation
+            for operation in self._operations.list(include_done=False)
+            if operation.kind in ("install", "update")
+            and (
+                operation.model.casefold() == key
+                or (model is None and str(operation.request.get("model_id")).casefold() == key)
+            )
+        ]
 
     def _kept_reason(self, model: InstalledModel) -> str:
         """Why the files stay although they were to go; empty when they go."""
@@ -351,6 +353,7 @@ class Installer:
             snapshot.path,
             name,
             Origin.HUB,
+            operation.warnings,
             huggingface_id=snapshot.model_id,
             revision=snapshot.revision,
             is_download=snapshot.is_ours,
@@ -372,14 +375,20 @@ class Installer:
         path: Path,
         name: str,
         origin: Origin,
+        warnings: list[str],
         *,
         huggingface_id: str = "",
         revision: str = "",
         is_download: bool = False,
         branch: str = "",
     ) -> InstalledModel:
-        """Enter a model into the registry, or give the entry of that name these files."""
+        """Enter a model into the registry, or give the entry of that name these files; `warnings` is told why it
+        cannot be loaded, if so."""
         found = await asyncio.to_thread(checkpoint.inspect, path)
+        try:
+            checkpoint.require_loadable(found)
+        except ModelIncompatibleError as error:
+            warnings.append(f"'{name}' is installed, but cannot be loaded: {error.message}")
         values: dict[str, Any] = {
             "origin": origin,
             "path": path,

@@ -76,6 +76,8 @@ class Operation:
     warnings: list[str] = field(default_factory=list)
     is_recorded: bool = False
     """On the disk: from now on a later server answers for it."""
+    is_ending: bool = False
+    """It is being cancelled, or has ended and is being written down: nobody joins it any more."""
     is_done: bool = False
     task: asyncio.Task[None] | None = None
     version: int = 0
@@ -170,7 +172,7 @@ class Operations:
             (
                 operation
                 for operation in self._operations.values()
-                if not operation.is_done
+                if not (operation.is_done or operation.is_ending)
                 and operation.kind == kind
                 and operation.model.casefold() == model.casefold()
             ),
@@ -209,6 +211,7 @@ class Operations:
             operation
         )  # A task that is cancelled before it began would never say that it is done.
         if operation.task is not None and not operation.is_done:
+            operation.is_ending = True
             operation.task.cancel()
             await asyncio.wait([operation.task])
 
@@ -256,6 +259,7 @@ class Operations:
             operation.error = InternalError(
                 f"The {operation.kind} of '{operation.model}' failed; see the log"
             )
+        operation.is_ending = True
         # Durable before anybody is told, also when a second caller cancels meanwhile.
         saved = asyncio.ensure_future(self._save(operation, is_done=True))
         try:

@@ -6,7 +6,7 @@ the command line; the server adds what is stored.
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 from mlxgui_grpc.config import WILDCARD_HOSTS, ServerConfig
 from mlxgui_grpc.errors import InvalidRequestError
+from mlxgui_grpc.setting_table import SETTINGS
 
 _ENVIRONMENT = {
     "home": "MLX_GUI_HOME",
@@ -94,15 +95,33 @@ class Options:
         """What to call the place of a value, for people: a flag, a variable or the file."""
         if name == "bind_to_all_interfaces" and name not in self.given.get(source, {}):
             name = "host"
-        if source is Source.FLAG:
-            return _FLAGS.get(name, "--" + name.replace("_", "-"))
-        return _ENVIRONMENT[name] if source is Source.ENVIRONMENT else "config.toml"
+        return _words(name, source, self.home)
+
+    def without(self, names: Collection[str]) -> "Options":
+        """The same where no flag and no variable says what these options are."""
+        # The two are one option.
+        gone = {*names, "host"} if "bind_to_all_interfaces" in names else set(names)
+        return Options(
+            self.home,
+            {
+                source: {
+                    name: value
+                    for name, value in values.items()
+                    if source is Source.CONFIG_FILE or name not in gone
+                }
+                for source, values in self.given.items()
+            },
+        )
+
+    def read_again(self) -> "Options":
+        """The same flags and variables with config.toml as it is now; raises InvalidRequestError."""
+        return Options(self.home, {**self.given, Source.CONFIG_FILE: _from_file(self.home)})
 
     def _strongest(self, name: str, stored: Mapping[str, Any] | None) -> tuple[Any, Source]:
         for source in sorted(Source, reverse=True):
             values = (stored or {}) if source is Source.STORED else self.given.get(source, {})
             if name in values:
-                return convert(name, values[name]), source
+                return convert(name, values[name], _words(name, source, self.home)), source
         return getattr(_DEFAULTS, name), Source.DEFAULT
 
 
@@ -115,16 +134,12 @@ def load_options(flags: Mapping[str, Any], environ: Mapping[str, str] = os.envir
     }
     from_flags = {name: value for name, value in flags.items() if value is not None}
     home = Path(from_flags.get("home") or from_environment.get("home") or "~/.mlxgui").expanduser().absolute()
-    given = {
-        Source.CONFIG_FILE: _read_toml(home / "config.toml"),
-        Source.ENVIRONMENT: from_environment,
-        Source.FLAG: from_flags,
-    }
     return Options(
         home,
         {
-            source: {name: convert(name, value) for name, value in values.items()}
-            for source, values in given.items()
+            Source.CONFIG_FILE: _from_file(home),
+            Source.ENVIRONMENT: _converted(from_environment, Source.ENVIRONMENT, home),
+            Source.FLAG: _converted(from_flags, Source.FLAG, home),
         },
     )
 
@@ -134,17 +149,38 @@ def load_config(flags: Mapping[str, Any], environ: Mapping[str, str] = os.enviro
     return load_options(flags, environ).config()
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
+def _from_file(home: Path) -> dict[str, Any]:
+    path = home / "config.toml"
     try:
         values = tomllib.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidRequestError(f"{path}: {error}", field="config.toml") from error
+    except OSError as error:
+        raise InvalidRequestError(f"{path}: {error.strerror or error}", field="config.toml") from error
+    if "home" in values:
+        raise InvalidRequestError(
+            f"{path}: home is where this file is; say it with --home or MLX_GUI_HOME", field="home"
+        )
     known = {option.name for option in fields(ServerConfig)}
     if unknown := sorted(values.keys() - known):
-        raise InvalidRequestError(f"{path}: unknown option '{unknown[0]}'", field=unknown[0])
-    return values
+        setting = SETTINGS.get(unknown[0])
+        hint = f", which is called {setting.option} here" if setting else ""
+        raise InvalidRequestError(f"{path}: unknown option '{unknown[0]}'{hint}", field=unknown[0])
+    return _converted(values, Source.CONFIG_FILE, home)
+
+
+def _converted(values: Mapping[str, Any], source: Source, home: Path) -> dict[str, Any]:
+    return {name: convert(name, value, _words(name, source, home)) for name, value in values.items()}
+
+
+def _words(name: str, source: Source, home: Path) -> str:
+    if source is Source.FLAG:
+        return _FLAGS.get(name, "--" + name.replace("_", "-"))
+    if source is Source.ENVIRONMENT:
+        return _ENVIRONMENT[name]
+    return "the settings" if source is Source.STORED else str(home / "config.toml")
 
 
 def _parts(name: str, text: str) -> Any:
@@ -153,8 +189,8 @@ def _parts(name: str, text: str) -> Any:
     return [part for each in text.split(",") if (part := each.strip())] if "tuple" in kind else text
 
 
-def convert(name: str, value: Any) -> Any:
-    """Text, TOML and JSON values to the type of the option; raises InvalidRequestError."""
+def convert(name: str, value: Any, place: str) -> Any:
+    """Text, TOML and JSON values to the type of the option; raises InvalidRequestError, which names their place."""
     default = next(option for option in fields(ServerConfig) if option.name == name)
     kind = str(default.type)
     try:
@@ -180,10 +216,8 @@ def convert(name: str, value: Any) -> Any:
             return float(value)
         return str(value)
     except (KeyError, TypeError, ValueError, AttributeError):
-        variable = _ENVIRONMENT.get(name)
-        where = f" (variable {variable})" if variable else ""
         words = next(words for word, words in _KINDS.items() if word in kind)
-        raise InvalidRequestError(f"{name}{where}: '{value}' is not {words}", field=name) from None
+        raise InvalidRequestError(f"{name} in {place}: '{value}' is not {words}", field=name) from None
 
 
 _KINDS = {

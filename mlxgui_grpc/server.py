@@ -30,7 +30,7 @@ from mlxgui_grpc.ending import Ending
 from mlxgui_grpc.engine.supervisor import WorkerConfig
 from mlxgui_grpc.errors import ModelServerError
 from mlxgui_grpc.generation import Generator
-from mlxgui_grpc.handover import Handover, end_children, start_again, take_handover
+from mlxgui_grpc.handover import Handover, end_children, present_children, start_again, take_handover
 from mlxgui_grpc.hub import Hub
 from mlxgui_grpc.hub_lookups import HubLookups
 from mlxgui_grpc.installer import Installer
@@ -106,6 +106,7 @@ class _Server:
         self._before = before
         self._start_time = time.time()
         self._machine = read_machine()
+        self._others_children = present_children()
         self._is_ready = False
         self._rest_url = ""
         self._grpc_addresses: tuple[str, ...] = ()
@@ -186,7 +187,7 @@ class _Server:
             for model in catalog.models():
                 self._on_model_change(model.name, "unloaded")
             before_port = self._before.grpc_port if self._before else 0
-            port = grpc_server.bind(server, config, self._state.socket, before_port)
+            settings.grpc_port = port = grpc_server.bind(server, config, self._state.socket, before_port)
             await server.start()
             closing.push_async_callback(server.stop, STOP_SECONDS)
             if config.bridge:
@@ -235,7 +236,7 @@ class _Server:
         log.info("stopped")
         if not ending.is_restart:
             return None
-        await end_children()
+        await end_children(self._others_children)
         return after
 
     def _stop_on_signals(self, ending: Ending) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxgui_grpc.config import LOG_LEVELS, MAX_PRELOAD_MODELS, RANGES
+from mlxgui_grpc.config import LOG_LEVELS, MAX_PRELOAD_MODELS, RANGES, out_of_range
 from mlxgui_grpc.errors import InvalidRequestError
 
 MAX_NAME_BYTES = 512
@@ -66,10 +66,8 @@ def checked(setting: Setting, value: Any) -> Value:
         value = float(value)
     if isinstance(value, bool) != (setting.kind is bool) or not isinstance(value, setting.kind):
         raise InvalidRequestError(f"{key} cannot be {json.dumps(value)}", field=field)
-    if setting.option in RANGES:
-        low, high = RANGES[setting.option]
-        if not low <= value <= high:  # So is nan refused.
-            raise InvalidRequestError(f"{key} must be between {low} and {high}", field=field)
+    if setting.option in RANGES and (words := out_of_range(setting.option, value)):
+        raise InvalidRequestError(f"{key} {words}", field=field)
     if key == "log_level":
         return _log_level(value)
     if key == "huggingface_cache_dir" and value:
@@ -119,7 +117,8 @@ def _folder(value: str) -> str:
             "huggingface_cache_dir must be an absolute path; empty is the Hugging Face cache",
             field="settings.huggingface_cache_dir",
         )
-    return os.path.normpath(value)
+    # Two slashes at the beginning, which it keeps, are one on the systems that we run on.
+    return "/" + os.path.normpath(value).lstrip("/")
 
 
 def _check_names(key: str, names: list[Any]) -> None:

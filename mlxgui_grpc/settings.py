@@ -5,7 +5,6 @@ import json
 import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from mlxgui_grpc.catalog import Catalog, InstalledModel
@@ -59,14 +58,20 @@ class Settings:
         self._stored, self._failed = read_stored(catalog.settings())
         """What is stored, and why some of it is not in use, by key."""
         self._last_good = _last_good(catalog)
-        if (folder := self._stored.get(_CACHE)) and (reason := why_not_writable(Path(str(folder)))):
+        if reason := self._why_not_usable(_CACHE, self._stored):
             self._failed[_CACHE] = reason
-        given_up = {key: self._last_good[key] for key in self._failed if key in self._last_good}
-        self._used = {key: value for key, value in self._stored.items() if key not in self._failed} | given_up
+        instead = {
+            key: self._last_good[key]
+            for key in self._failed
+            if key in self._last_good and not self._why_not_usable(key, self._last_good)
+        }
+        self._used = {key: value for key, value in self._stored.items() if key not in self._failed} | instead
         """What is stored and in effect, or in effect in its place."""
         self._other_addresses = [self._last_good, {}]
         self.rest_port = 0
         """Where the REST API listens, once it does."""
+        self.grpc_port = 0
+        """Where gRPC listens over TCP, once it does."""
         self.on_change: Callable[[ServerConfig], None] = lambda config: None
         """Hears what is in effect after a change."""
         self.config = options.config()
@@ -74,7 +79,8 @@ class Settings:
         try:
             self.config = options.config(_by_option(self._used))
         except InvalidRequestError as error:
-            if not self._take_other_address(error.message, tried=None):
+            # Every stored value is good by itself: what is missing is the key that goes with this one.
+            if not self._take_other(_ADDRESS[1:], [self._last_good, {}], error.message, tried=None):
                 raise
 
     # The start.
@@ -82,24 +88,39 @@ class Settings:
     def fall_back(self, reason: str) -> bool:
         """The REST API cannot have its address: take that of the last good start, else what counts when none is stored.
         False: there is no other address."""
-        return self._take_other_address(reason, tried=(self.config.host, self.config.port))
+        return self._take_other(
+            _ADDRESS, self._other_addresses, reason, tried=(self.config.host, self.config.port)
+        )
 
-    def _take_other_address(self, reason: str, tried: tuple[str, int] | None) -> bool:
-        while self._other_addresses:
-            values = self._other_addresses.pop(0)
-            address = {key: values[key] for key in _ADDRESS if key in values}
-            used = _changed(self._used, address, _ADDRESS)
+    def _take_other(
+        self,
+        keys: Collection[str],
+        others: list[dict[str, Value]],
+        reason: str,
+        tried: tuple[str, int] | None,
+    ) -> bool:
+        """Take the values of `keys` from the first of `others` that makes another address; those are used up."""
+        while others:
+            values = others.pop(0)
+            used = _changed(self._used, {key: values[key] for key in keys if key in values}, keys)
             try:
                 config = self._options.config(_by_option(used))
             except InvalidRequestError:
                 continue
             if (config.host, config.port) != tried:
-                for key in _ADDRESS:
-                    if self._stored.get(key) != used.get(key):
-                        self._failed[key] = reason
+                for key in keys:
+                    if self._source(key) is Source.STORED and self._stored.get(key) != used.get(key):
+                        self._failed.setdefault(key, reason)
                 self._used, self.config = used, config
                 return True
         return False
+
+    def _why_not_usable(self, key: str, values: Mapping[str, Value]) -> str:
+        """Why the server cannot start with that one of these stored values; empty when it can, or need not."""
+        folder, source = self._options.find(SETTINGS[key].option, _by_option(values))
+        if key != _CACHE or source is not Source.STORED or folder is None:
+            return ""
+        return why_not_writable(folder)
 
     async def note_start(self) -> None:
         """The server has come up: tell what was left out, and keep what is good for the next time."""
@@ -111,12 +132,35 @@ class Settings:
                 self._catalog.settings().get(key, "default"),
                 reason,
             )
-        if self._used != self._last_good:
-            self._last_good = dict(self._used)
+        good = {
+            key: values[key]
+            for key in SETTINGS
+            # What did not count is neither good nor bad by now.
+            if key in (values := self._used if self._is_tried(key) else self._last_good)
+        }
+        if good != self._last_good:
+            self._last_good = good
             try:
-                await self._catalog.save_settings({_LAST_GOOD: json.dumps(self._used)})
+                await self._catalog.save_settings({_LAST_GOOD: json.dumps(good)})
             except DiskFullError as error:  # The next start can do without.
                 log.warning("the settings of this start are not kept as good ones: %s", error.message)
+
+    async def check_restart(self) -> None:
+        """Raises InvalidRequestError where the next start would fail by what is in config.toml now."""
+        config = (await asyncio.to_thread(self._options.read_again)).config()
+        ports = [("grpc_port", config.grpc_host, config.grpc_port, self.grpc_port)]
+        if config.bridge and "server_port" not in self._stored:  # What is stored can be done without.
+            ports.append(("port", config.host, config.port, self.rest_port))
+        for name, host, port, own_port in ports:
+            if port not in (0, own_port) and (reason := await asyncio.to_thread(why_not_free, host, port)):
+                raise InvalidRequestError(
+                    f"{name} {port} cannot be had: {reason}; choose another, or 0 for any free one",
+                    field=name,
+                )
+
+    def _is_tried(self, key: str) -> bool:
+        """Whether this start has shown what is stored under a key, or that nothing is, to be good."""
+        return self._source(key) <= Source.STORED and (self.config.bridge or key not in _ADDRESS)
 
     # Reading.
 
@@ -127,15 +171,16 @@ class Settings:
     def detail(self, key: str, *, has_gpu: bool | None = None) -> Detail:
         """Where the value in effect comes from, and what else to know. `has_gpu`: None is not known yet."""
         setting = SETTINGS[key]
-        source = self._options.find(setting.option, _by_option(self._used))[1]
+        source = self._source(key)
         is_overridden = source > Source.STORED
         next_value = from_option(setting, self._options.find(setting.option, _by_option(self._stored))[0])
-        is_pending = not is_overridden and next_value != self.value(key)
+        is_failed = key in self._failed  # It waits for more than a restart.
+        is_pending = not is_overridden and not is_failed and next_value != self.value(key)
         stored = self._catalog.settings().get(key)
         notes = [self._note(setting, next_value, has_gpu)]
         if stored is not None and is_overridden:
             notes.insert(0, f"{self._options.words(setting.option, source)} goes before the stored {stored}.")
-        elif key in self._failed:
+        elif is_failed:
             notes.insert(0, f"The stored {stored} could not be used at the start: {self._failed[key]}.")
         elif is_pending:
             notes.insert(0, f"{json.dumps(next_value)} takes effect after a restart.")
@@ -154,11 +199,15 @@ class Settings:
         model = self._catalog.find(default)
         if model is None:
             raise ModelNotFoundError(
-                f"Model '{default}' not found: the setting default_model names it",
+                f"Model '{default}' not found: the setting default_model names it; set default_model to "
+                "another, or pull it",
                 model=default,
                 hint=f"mlxgui pull {default}",
             )
         return model
+
+    def _source(self, key: str) -> Source:
+        return self._options.find(SETTINGS[key].option, _by_option(self._used))[1]
 
     # Changing.
 
@@ -183,7 +232,8 @@ class Settings:
         touched = {*values, *reset}
         async with self._lock:
             used = _changed(self._used, values, touched)
-            config = await self._next_config(used, touched)
+            config = self._checked_config(self._options, used)
+            await self._check_start(self._options.without(_by_option(values)), used, touched)
             texts = {key: json.dumps(value) for key, value in values.items()}
             await self._catalog.save_settings({**dict.fromkeys(reset), **texts})
             self._used, self._stored = used, _changed(self._stored, values, touched)
@@ -193,10 +243,10 @@ class Settings:
         log.info("settings changed: %s", ", ".join(sorted(touched)))
         self.on_change(self.config)
 
-    async def _next_config(self, used: Mapping[str, Value], touched: Collection[str]) -> ServerConfig:
-        """What the next start would have; raises InvalidRequestError where it would fail."""
+    def _checked_config(self, options: Options, used: Mapping[str, Value]) -> ServerConfig:
+        """What a start would have; raises InvalidRequestError, in words for who sets settings."""
         try:
-            config = self._options.config(_by_option(used))
+            return options.config(_by_option(used))
         except InvalidRequestError as error:
             if error.field != "host":
                 raise
@@ -205,6 +255,12 @@ class Settings:
                 "MLX_GUI_API_KEY or --api-key, or with --insecure",
                 field="settings.bind_to_all_interfaces",
             ) from error
+
+    async def _check_start(
+        self, options: Options, used: Mapping[str, Value], touched: Collection[str]
+    ) -> None:
+        """Raises InvalidRequestError where a start with the touched values would fail."""
+        config = self._checked_config(options, used)
         reason = ""
         if "server_port" in touched and config.bridge and config.port not in (0, self.rest_port):
             reason = await asyncio.to_thread(why_not_free, config.host, config.port)
@@ -220,7 +276,6 @@ class Settings:
                 f"{_CACHE}: {reason}; name another folder, or none for the Hugging Face cache",
                 field=f"settings.{_CACHE}",
             )
-        return config
 
     def _note(self, setting: Setting, next_value: Value, has_gpu: bool | None) -> str:
         """What is so wherever the value comes from."""

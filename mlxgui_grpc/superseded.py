@@ -6,10 +6,10 @@ none: the next start goes on with them.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
-from mlxgui_grpc.catalog import Catalog, Origin
+from mlxgui_grpc.catalog import Catalog
 from mlxgui_grpc.errors import ModelServerError
 from mlxgui_grpc.file_claims import FileClaims
 from mlxgui_grpc.hub import Hub
@@ -37,13 +37,13 @@ class SupersededRevisions:
         self._timer: asyncio.TimerHandle | None = None
         self._sweeping: asyncio.Task[None] | None = None
 
-    async def recover(self) -> None:
-        """Take over what an earlier server left, in every cache that the registry knows, and remove it."""
-        models = [model for model in self._catalog.models() if model.origin is Origin.HUB]
-        caches = {self._hub.cache_dir, *(cache_dir_of(model.path) for model in models)}
+    async def recover(self, caches: Collection[Path]) -> None:
+        """Take over what an earlier server left in these caches, and remove it; failures are logged."""
         for cache in caches:
-            if cache is not None:
+            try:
                 self._waiting |= set(await asyncio.to_thread(superseded_snapshots, cache))
+            except OSError as error:
+                log.warning("replaced revisions in %s stay for now: %s", cache, error)
         await self.sweep()
 
     async def add(self, path: Path) -> None:
@@ -55,21 +55,29 @@ class SupersededRevisions:
         """Remove what nobody uses. What is used is looked at again after a while; failures are logged."""
         async with self._lock:
             for path in sorted(self._waiting):
-                async with self._claims.removing:
-                    if any(model.path == path for model in self._catalog.models()):
-                        self._waiting.discard(
-                            path
-                        )  # An update back, or the crash of one: it replaces nothing.
-                        await asyncio.to_thread(_unmark, path)
-                    elif not self._claims.names(path) and not self._is_in_memory(path):
-                        await self._remove(path)
+                try:
+                    async with self._claims.removing:
+                        await self._look_at(path)
+                except OSError as error:
+                    log.warning("revision %s stays for now: %s", path, error)
         if self._waiting and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep_again)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Look no more."""
         if self._timer is not None:
             self._timer.cancel()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            await asyncio.wait([self._sweeping])
+
+    async def _look_at(self, path: Path) -> None:
+        if any(model.path == path for model in self._catalog.models()):
+            # An update back, or the crash of one: it replaces nothing.
+            await asyncio.to_thread(_unmark, path)
+            self._waiting.discard(path)
+        elif not self._claims.names(path) and not self._is_in_memory(path):
+            await self._remove(path)
 
     async def _remove(self, path: Path) -> None:
         model_id = model_id_of(path)
@@ -78,8 +86,8 @@ class SupersededRevisions:
         except ModelServerError as error:
             log.warning("revision %s of %s stays for now: %s", path.name[:12], model_id, error.message)
             return
-        self._waiting.discard(path)
         await asyncio.to_thread(_unmark, path)
+        self._waiting.discard(path)
         log.info("removed revision %s of %s, %d bytes", path.name[:12], model_id, freed_bytes)
 
     def _sweep_again(self) -> None:

@@ -23,6 +23,7 @@ _NAMES = {
     "load_time": "loaded_at",
     "expire_time": "expires_at",
     "queue_time": "queued_at",
+    "remaining": "remaining_seconds",
     "start_time": "started_at",
     "metadata_json": "metadata",
     "download_count": "downloads",

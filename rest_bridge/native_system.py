@@ -194,8 +194,12 @@ def _check_known(key: str) -> None:
 
 
 def catalog_page(response: model_pb2.SearchCatalogResponse) -> JsonObject:
-    """The documented answer to a search of the hub."""
-    return {"models": [message_json(model) for model in response.models], "total": len(response.models)}
+    """The documented answer to a search of the hub, and the token of what follows; null: nothing does."""
+    return {
+        "models": [message_json(model) for model in response.models],
+        "total": len(response.models),
+        "next_page_token": response.next_page_token or None,
+    }
 
 
 def catalog_categories(response: model_pb2.ListCatalogCategoriesResponse) -> JsonObject:

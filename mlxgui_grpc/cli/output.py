@@ -15,6 +15,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 if TYPE_CHECKING:
     from rich.table import Table
 
+GAP_CELLS = 2
+"""Between the columns of a table."""
+LEAST_CELLS = 10
+"""What a column is narrowed to at most: no quantity is cut."""
+LEAST_NAME_CELLS = 40
+"""The same for the first one."""
+
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
@@ -26,28 +33,47 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     if sys.stdout.isatty():
         from rich.console import Console
 
-        Console().print(rich_table(columns, rows))
+        console = Console()
+        console.print(rich_table(columns, rows, console.width))
         return
     for line in plain_table(columns, rows):
         print(line)
 
 
-def rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> "Table":
-    """The same for a terminal: as wide as that at most."""
+def rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> "Table":
+    """The same for a terminal of `width` cells; where it is narrow the columns to the right are left out."""
+    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="ellipsis", no_wrap=True)
+    rows = [[printable(cell) for cell in row] for row in rows]
+    wanted = [max(map(cell_len, cells)) for cells in zip(columns, *rows, strict=True)]
+    table = Table(box=None, pad_edge=False, padding=(0, GAP_CELLS, 0, 0), header_style="bold")
+    widths = column_widths(wanted, width)
+    for column, column_width in zip(columns, widths, strict=False):
+        table.add_column(column, overflow="ellipsis", no_wrap=True, width=column_width)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(cell) for cell in row[: len(widths)]))
     return table
+
+
+def column_widths(wanted: Sequence[int], width: int) -> list[int]:
+    """Cells for the columns that fit, the first among them, for it says what a row is about: the widest ones are
+    narrowed, but none below what makes sense; sooner the last one goes."""
+    least = [min(cells, LEAST_CELLS if index else LEAST_NAME_CELLS) for index, cells in enumerate(wanted)]
+    count = len(wanted)
+    while count > 1 and sum(least[:count]) + GAP_CELLS * (count - 1) > width:
+        count -= 1
+    widths = list(wanted[:count])
+    while sum(widths) + GAP_CELLS * (count - 1) > width and widths > least[:count]:
+        spare = [index for index in range(count) if widths[index] > least[index]]
+        widths[max(spare, key=lambda index: (index > 0, widths[index]))] -= 1
+    return widths
 
 
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """The lines of a table, whatever their length."""
-    lines = [columns, *rows]
+    lines = [columns, *([printable(cell) for cell in row] for row in rows)]
     widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -60,7 +86,14 @@ def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
     present = [(name, value) for name, value in pairs if value]
     width = max((len(name) for name, _ in present), default=0)
     for name, value in present:
-        print(f"{name.ljust(width)}  {value}")
+        print(f"{name.ljust(width)}  {printable(value)}")
+
+
+def printable(text: str) -> str:
+    """Text of somebody else's on one line, without what a terminal would obey: that is shown as `\ufffd`."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else " " if one.isspace() else "\ufffd" for one in text)
 
 
 def to_json(message: Message) -> dict[str, Any]:

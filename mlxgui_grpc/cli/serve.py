@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from mlxgui_grpc import __version__
+from mlxgui_grpc import __version__, failpoints
 from mlxgui_grpc.cli.connection import Connection
 from mlxgui_grpc.cli.failures import EXIT_USAGE, CommandError
 from mlxgui_grpc.errors import InvalidRequestError
@@ -42,6 +42,10 @@ class Addresses(Protocol):
 
 def serve(flags: Mapping[str, Any]) -> int:
     """Run the server until it is told to stop; returns the exit code."""
+    try:
+        failpoints.arm(os.environ.get(failpoints.ENVIRONMENT, ""), control_pid=os.getpid())
+    except ValueError as error:
+        raise CommandError(str(error), EXIT_USAGE) from error
     try:
         options = load_options(flags)
         config = options.config()

@@ -98,6 +98,8 @@ def way_of_secret(name: str) -> str:
     """How the service gets a secret that its file must not have."""
     if name == "MLX_GUI_API_KEY":
         return "write api_key into config.toml in the state folder, which is yours alone"
+    if name == "HF_ENDPOINT":
+        return "its address has a user; write hub_endpoint into config.toml in the state folder, which is yours alone"
     return "`hf auth login` keeps the token where the service finds it"
 
 

@@ -4,6 +4,7 @@ import plistlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 LABEL = "mlxgui.server"
 UNIT = "mlxgui.service"
@@ -16,6 +17,7 @@ RESTART_SECONDS = 5
 _PREFIXES = ("MLX_GUI_", "HF_")
 _OTHERS = ("HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME")
 _OF_CLIENTS = ("MLX_GUI_TARGET", "MLX_GUI_ROOT_CERTIFICATE", "MLX_GUI_DEBUG")
+_OF_ONE_RUN = ("MLX_GUI_FAILPOINT", "MLX_GUI_HANDOVER")
 _OF_TOKENS = ("HF_TOKEN_PATH",)
 """Names the file of a token; is none."""
 
@@ -37,8 +39,8 @@ def service_environment(home: Path, environ: Mapping[str, str]) -> dict[str, str
         name: value
         for name, value in environ.items()
         if (name.startswith(_PREFIXES) or name in _OTHERS)
-        and name not in _OF_CLIENTS
-        and not _is_secret(name)
+        and name not in (*_OF_CLIENTS, *_OF_ONE_RUN)
+        and not _is_secret(name, value)
         and value
         and value.isprintable()
     }
@@ -48,11 +50,25 @@ def service_environment(home: Path, environ: Mapping[str, str]) -> dict[str, str
 def secrets_left_out(environ: Mapping[str, str]) -> list[str]:
     """Names of the variables that are set, that the server would read, and that are in no file of ours."""
     known = (*_PREFIXES, "HUGGINGFACE_HUB_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-    return sorted(name for name in environ if name.startswith(known) and _is_secret(name) and environ[name])
+    return sorted(
+        name
+        for name, value in environ.items()
+        if name.startswith(known) and value and _is_secret(name, value)
+    )
 
 
-def _is_secret(name: str) -> bool:
-    return name not in _OF_TOKENS and any(word in name for word in ("TOKEN", "KEY", "SECRET", "PASSWORD"))
+def _is_secret(name: str, value: str) -> bool:
+    if name in _OF_TOKENS:
+        return False
+    return any(word in name for word in ("TOKEN", "KEY", "SECRET", "PASSWORD")) or _has_login(value)
+
+
+def _has_login(value: str) -> bool:
+    """Whether a value is an address with a user in it, and so perhaps with a password."""
+    try:
+        return "@" in urlsplit(value).netloc
+    except ValueError:  # An address that is none, and would not work.
+        return "@" in value
 
 
 def launch_agent(definition: Definition) -> bytes:

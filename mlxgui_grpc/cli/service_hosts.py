@@ -75,7 +75,12 @@ class ServiceHost(ABC):
             raise CommandError(f"`{' '.join(command)}` takes longer than {TOOL_SECONDS:.0f} s") from None
         if must_succeed and result.returncode != 0:
             words = " ".join((result.stderr or result.stdout).split()) or f"exit status {result.returncode}"
-            raise CommandError(f"`{' '.join(command)}` failed: {words}")
+            # There is none where nobody has logged in, as after `su` and in containers.
+            is_without_bus = " bus" in words
+            way_out = (
+                ": log in with a session, or use `mlxgui service install --print`" if is_without_bus else ""
+            )
+            raise CommandError(f"`{' '.join(command)}` failed: {words}{way_out}")
         return result
 
 

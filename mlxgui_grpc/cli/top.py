@@ -85,7 +85,7 @@ def _draw(snapshots: Snapshots) -> bool:
     ):
         while not latest.has_ended():
             if latest.snapshot is not None:
-                live.update(_screen(latest.snapshot), refresh=True)
+                live.update(_screen(latest.snapshot, live.console.width), refresh=True)
             ready, _, _ = select.select([latest.readable, *keys], [], [], REDRAW_SECONDS)
             if any(key in ready and b"q" in os.read(key, 64).lower() for key in keys):
                 return True
@@ -94,12 +94,12 @@ def _draw(snapshots: Snapshots) -> bool:
         return False
 
 
-def _screen(snapshot: model_pb2.ManagerSnapshot) -> "RenderableType":
+def _screen(snapshot: model_pb2.ManagerSnapshot, width: int) -> "RenderableType":
     from rich.console import Group
     from rich.text import Text
 
     lines = [Text(line, no_wrap=True, overflow="ellipsis") for line in summary(snapshot)]
-    return Group(*lines, Text(), rich_table(COLUMNS, rows(snapshot)))
+    return Group(*lines, Text(), rich_table(COLUMNS, rows(snapshot), width))
 
 
 class _Latest:

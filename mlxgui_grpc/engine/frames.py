@@ -132,6 +132,10 @@ class Loaded(msgspec.Struct, tag="loaded", array_like=True, frozen=True):
     active_bytes: int = 0  # what MLX holds now
 
 
+class Warming(msgspec.Struct, tag="warming", array_like=True, frozen=True):
+    """The weights are in memory; the model runs for the first time."""
+
+
 class Accepted(msgspec.Struct, tag="accepted", array_like=True, frozen=True):
     """The prompt is tokenized and fits; the rows wait for their prefill."""
 
@@ -205,7 +209,7 @@ class Usage(msgspec.Struct, tag="usage", array_like=True, frozen=True):
     is_answer: bool = False  # to `AskUsage`
 
 
-Event = Ready | Loaded | Accepted | Prefilled | Step | Failed | Counted | Usage
+Event = Ready | Warming | Loaded | Accepted | Prefilled | Step | Failed | Counted | Usage
 
 _encoder = msgspec.msgpack.Encoder()
 decode_command = msgspec.msgpack.Decoder(Command).decode

@@ -43,6 +43,8 @@ class _Loaded:
     prompts: PromptTokenizer
     defaults: SamplingDefaults
     context_length: int
+    is_limited: bool
+    """The context is shorter than what the model was made for."""
     """The model's, or the limit that it was loaded with."""
 
 
@@ -99,6 +101,7 @@ class Worker:
         tokens = model.tokens if model else load_tokens(view)
         context_length = min(tokens.context_length, load.context_limit or tokens.context_length)
         if model:
+            self._outbox.send(frames.Warming())
             if model.batchable:
                 warm_up_model(model.model)
             self._scheduler = Scheduler(
@@ -115,7 +118,9 @@ class Worker:
             tokens.tokenizer, tokens.render, tokens.vocabulary_size, context_length, self._end_runaway
         )
         defaults = model.defaults if model else SamplingDefaults()
-        return _Loaded(tokens, prompts, defaults, context_length), model
+        return _Loaded(
+            tokens, prompts, defaults, context_length, context_length < tokens.context_length
+        ), model
 
     def _serve(self) -> None:
         if self._scheduler is None:
@@ -212,8 +217,9 @@ class Worker:
         room = loaded.context_length - len(prompt)
         if room < 1:
             raise ContextLengthExceededError(
-                f"the prompt has {len(prompt)} tokens and the model's context holds "
-                f"{loaded.context_length}; shorten it",
+                f"the prompt has {len(prompt)} tokens and "
+                + ("max_context_length lets it have " if loaded.is_limited else "the model's context holds ")
+                + f"{loaded.context_length}; shorten it",
                 field="prompt" if submit.prompt.text is not None or submit.prompt.token_ids else "messages",
             )
         sampling = submit.sampling

@@ -92,6 +92,8 @@ class WorkerProcess(asyncio.Protocol):
         """Why the process ended, known as soon as it has."""
         self.exited = asyncio.Event()
         """Set when the process is reaped and its memory free."""
+        self.on_warming: Callable[[], None] = lambda: None
+        """Called when the weights are in memory and the model runs for the first time."""
         self.on_exit: Callable[[], None] = lambda: None
         """Called once, when the process is gone."""
         for future in (self._ready, self._loaded):
@@ -348,6 +350,8 @@ class WorkerProcess(asyncio.Protocol):
             self._calls.fail(event)
         elif isinstance(event, frames.Usage):
             self._note_usage(event)
+        elif isinstance(event, frames.Warming):
+            self.on_warming()
         elif isinstance(event, frames.Ready):
             self._ready.set_result(event)
         elif isinstance(event, frames.Loaded):

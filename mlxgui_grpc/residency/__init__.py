@@ -2,7 +2,7 @@
 
 from mlxgui_grpc.residency.budget import DeviceInfo
 from mlxgui_grpc.residency.residency import Residency
-from mlxgui_grpc.residency.residents import Lease, Limits, LoadStage, Resident
+from mlxgui_grpc.residency.residents import Lease, Limits, LoadStage, LoadWish, Resident
 from mlxgui_grpc.residency.snapshot import ModelStatus, QueuedLoad, Snapshot
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Lease",
     "Limits",
     "LoadStage",
+    "LoadWish",
     "ModelStatus",
     "QueuedLoad",
     "Residency",

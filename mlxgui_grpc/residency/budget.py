@@ -56,23 +56,25 @@ class Budget:
         if isinstance(error, HardwareIncompatibleError):
             self.hardware_error = error.message
 
-    def room(self) -> Room:
-        """The memory for models, by reservation and by what the machine has free."""
+    def room(self, newcomer: str = "") -> Room:
+        """The memory for models, by reservation and by what the machine has free; `newcomer` reserves nothing yet."""
         machine = memory.read_machine_memory()
         limits = [machine.total_bytes]
         if self.device is not None and self.device.memory_bytes:
             limits.append(self.device.memory_bytes)
-        if self.limits.memory_cap_bytes:
-            limits.append(self.limits.memory_cap_bytes)
-        budget = min(limits)
+        without_cap = min(limits)
+        budget = min(without_cap, self.limits.memory_cap_bytes or without_cap)
         reserved = promised = 0
         for resident in self._roster.residents():
+            if resident.name == newcomer:
+                continue
             used_bytes = resident.used_bytes
             reserved_bytes = resident.reserved_bytes
             reserved += reserved_bytes
             promised += max(0, reserved_bytes - used_bytes)
         available = machine.available_bytes + self.standby_bytes() - promised
-        return Room(budget, min(budget - reserved, available), self.limits.max_models)
+        is_capped = budget - reserved < min(without_cap - reserved, available)
+        return Room(budget, min(budget - reserved, available), self.limits.max_models, is_capped)
 
     def estimate(
         self,
@@ -94,7 +96,7 @@ class Budget:
 
     def plan(self, model: InstalledModel, required_bytes: int) -> tuple[Plan, Room]:
         """What a load of so many bytes would do now, and the memory for it. Changes nothing."""
-        room = self.room()
+        room = self.room(newcomer=model.name)
         occupants = [
             Occupant(
                 name=one.name,

@@ -17,14 +17,18 @@ class Ticket:
     model: str
     priority: int = 0
     queue_time: float = field(default_factory=time.time)
-    """Unix seconds."""
+    """Unix seconds, to be shown."""
+    begin: float = field(default_factory=time.monotonic)
+    """Since when it waits, on the monotonic clock."""
+    needs_room: bool = True
+    """Even with the turn it waits: it has not found room in memory yet."""
     changed: Callable[[], None] = lambda: None
-    """Called when its place has changed."""
+    """Called when its place may have changed."""
 
     @property
     def order(self) -> float:
         """The smallest is next."""
-        return self.queue_time - self.priority * PRIORITY_SECONDS
+        return self.begin - self.priority * PRIORITY_SECONDS
 
 
 class LoadQueue:
@@ -33,7 +37,7 @@ class LoadQueue:
     def __init__(self) -> None:
         self._waiting: list[Ticket] = []
         self._turns: dict[Ticket, asyncio.Future[None]] = {}
-        self._is_taken = False
+        self._holder: Ticket | None = None
 
     @contextlib.asynccontextmanager
     async def turn(self, ticket: Ticket) -> AsyncIterator[None]:
@@ -45,10 +49,10 @@ class LoadQueue:
         try:
             await future
         except asyncio.CancelledError:
-            if ticket in self._turns:
-                self._remove(ticket)
+            if self._turns.pop(ticket, None) is not None:
+                self._waiting.remove(ticket)
                 self._reorder()
-            else:  # It was called in the same moment.
+            elif self._holder is ticket:  # It was called in the same moment.
                 self._release()
             raise
         try:
@@ -60,32 +64,37 @@ class LoadQueue:
         """Give a ticket another priority."""
         ticket.priority = priority
         self._reorder()
+        if self._holder is not None:
+            self._holder.changed()
+
+    def is_overtaken(self, ticket: Ticket) -> bool:
+        """Whether somebody who waits goes before the one that has the turn."""
+        return bool(self._waiting) and self._waiting[0].order < ticket.order
 
     def position(self, ticket: Ticket) -> int:
         """1 is next; 0: it does not wait."""
-        return self._waiting.index(ticket) + 1 if ticket in self._turns else 0
+        tickets = self.tickets()
+        return tickets.index(ticket) + 1 if ticket in tickets else 0
 
     def tickets(self) -> list[Ticket]:
-        """Those that wait, next first."""
-        return list(self._waiting)
+        """Those that wait, next first: for their turn, or for room."""
+        if self._holder is None or not self._holder.needs_room:
+            return list(self._waiting)
+        return sorted([self._holder, *self._waiting], key=lambda ticket: ticket.order)
 
     def _release(self) -> None:
-        self._is_taken = False
+        self._holder = None
         self._reorder()
-
-    def _remove(self, ticket: Ticket) -> None:
-        self._waiting.remove(ticket)
-        del self._turns[ticket]
 
     def _reorder(self) -> None:
         """Sort, call the next one if nobody has the turn, and tell the others their places."""
         self._waiting.sort(key=lambda ticket: ticket.order)
-        if self._waiting and not self._is_taken:
-            ticket = self._waiting[0]
-            future = self._turns[ticket]
-            self._remove(ticket)
-            self._is_taken = True
-            future.set_result(None)
-            ticket.changed()
+        while self._waiting and self._holder is None:
+            ticket = self._waiting.pop(0)
+            future = self._turns.pop(ticket)
+            if not future.done():  # Else it is cancelled, and is about to learn it.
+                self._holder = ticket
+                future.set_result(None)
+                ticket.changed()
         for ticket in self._waiting:
             ticket.changed()

@@ -12,7 +12,7 @@ from typing import Any
 
 from mlxgui_grpc import checkpoint
 from mlxgui_grpc.catalog import Catalog, InstalledModel
-from mlxgui_grpc.engine.supervisor import WorkerProcess
+from mlxgui_grpc.engine.supervisor import EXIT_GRACE_SECONDS, WorkerProcess
 from mlxgui_grpc.errors import (
     EngineDeadError,
     HardwareIncompatibleError,
@@ -66,7 +66,9 @@ class Loader:
     def begin(self, model: InstalledModel, priority: int) -> Resident:
         """Queue a load, of the files that the model has now: an update may have replaced those of the caller."""
         current = self._catalog.find(model.name)
-        model = current if current is not None and current.id == model.id else model
+        if current is None or current.id != model.id:
+            raise ModelNotFoundError.of(model.name)
+        model = current
         resident = Resident(model, self._budget.estimate(model), Ticket(model.name, priority))
         resident.ticket.changed = lambda: self._show(
             resident, queue_position=self.queue.position(resident.ticket)
@@ -136,13 +138,13 @@ class Loader:
     async def _load(self, resident: Resident) -> None:
         model = resident.model
         try:
-            async with self.queue.turn(resident.ticket), self.prepared(model) as view:
-                await self._load_with_retries(resident, view)
+            while not await self._take_turn(resident):
+                self._show(resident, phase="queued")
         except asyncio.CancelledError:
-            await self._give_up(resident)
+            self._roster.forget(resident)
             raise
         except Exception as error:
-            await self._give_up(resident)
+            self._roster.forget(resident)
             if not isinstance(error, ModelServerError):
                 log.exception("loading %s failed", model.name)
             message = error.message if isinstance(error, ModelServerError) else str(error)
@@ -157,7 +159,6 @@ class Loader:
                 f"Model '{model.name}' could not be loaded: {message}", model=model.name
             ) from error
         finally:
-            self._mark_leaving([])
             self._budget.share_out()
             self._roster.changes.notify()
         self._standby.fill()
@@ -166,54 +167,85 @@ class Loader:
         log.info("loaded %s in %.2f s", model.name, resident.loaded.load_seconds)
         self._roster.run_in_background(self._note_loaded(resident))
 
-    async def _load_with_retries(self, resident: Resident, view: Path) -> None:
-        attempt = 1
-        while True:
-            await self._make_room(resident)
+    async def _take_turn(self, resident: Resident) -> bool:
+        """Load the model when it is its turn; False when somebody overtook it while it waited for room."""
+        async with self.queue.turn(resident.ticket):
+            try:
+                async with self.prepared(resident.model) as view:
+                    return await self._load_with_retries(resident, view)
+            except BaseException:
+                # Its memory is free before the next one looks for room.
+                await asyncio.shield(self._roster.run_in_background(self._end_worker(resident)))
+                raise
+            finally:
+                self._mark_leaving([])
+
+    async def _load_with_retries(self, resident: Resident, view: Path) -> bool:
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            if not await self._make_room(resident):
+                return False
             self._show(resident, phase="loading", attempt=attempt)
             try:
                 await self._load_into_worker(resident, view)
-                return
+                break
             except ModelServerError as error:
-                worker, resident.worker = resident.worker, None
-                died = worker is not None and worker.death is not None and worker.death.kind in RECOVERABLE
-                if worker is not None:
-                    await worker.stop()
-                is_hopeless = isinstance(error, HardwareIncompatibleError)
-                if is_hopeless or (not died and not isinstance(error, OutOfMemoryError)):
+                worker = resident.worker
+                if worker is not None and not worker.is_alive:
+                    with contextlib.suppress(TimeoutError):  # A moment later it is known what it died of.
+                        await asyncio.wait_for(worker.exited.wait(), EXIT_GRACE_SECONDS)
+                kind = worker.death.kind if worker is not None and worker.death is not None else ""
+                ran_out = isinstance(error, OutOfMemoryError) or kind == "memory"
+                await self._end_worker(resident)
+                if isinstance(error, HardwareIncompatibleError) or not (ran_out or kind in RECOVERABLE):
                     raise
                 if attempt == MAX_ATTEMPTS:
                     raise ModelLoadFailedError(
                         f"after {MAX_ATTEMPTS} attempts: {error.message}", model=resident.name
                     ) from error
                 log.warning("loading %s failed (attempt %d): %s", resident.name, attempt, error.message)
-            attempt += 1
-            self._show(resident, phase="evicting", attempt=attempt)
-            await self._evict_one(resident)
+                self._show(resident, phase="evicting", attempt=attempt + 1)
+                if ran_out:
+                    await self._evict_one(resident)
+        return True
 
-    async def _make_room(self, resident: Resident) -> None:
-        """Evict what has to leave, waiting for its requests; raises when the model cannot fit."""
+    async def _end_worker(self, resident: Resident) -> None:
+        worker = resident.worker
+        if worker is not None:
+            await worker.stop()
+            resident.worker = None
+
+    async def _make_room(self, resident: Resident) -> bool:
+        """Evict what has to leave, waiting for its requests; raises when the model cannot fit.
+
+        False: somebody goes before it, while it waits.
+        """
+        ticket = resident.ticket
         while True:
             plan, _ = self._budget.plan(resident.model, resident.estimate.required_bytes)
             if plan.refusal is not None:
                 raise plan.refusal
             victims = [victim for name in plan.victims if (victim := self._roster.find(name)) is not None]
-            if not victims:
-                break
-            self._show(resident, phase="evicting")
             # One that has just come goes on serving until its time is over.
             stale = [victim for victim in victims if not self._is_fresh(victim, resident)]
             self._mark_leaving(stale)
+            if not victims:
+                break
+            self._show(resident, phase="evicting")
             idle = [victim for victim in stale if victim.is_loaded and not victim.is_busy]
             if idle:  # The old model goes before the new one comes.
                 await self._evict(idle[0], resident)
-            else:
-                await self._roster.changes.wait(self._seconds_until_stale(victims, resident))
+                continue
+            if resident.state == "queued" and self.queue.is_overtaken(ticket):
+                return False
+            await self._roster.changes.wait(self._seconds_until_stale(victims, resident))
+        ticket.needs_room = False
+        self.queue.move(ticket, ticket.priority)  # Those behind it move up.
         resident.state = "loading"
         self._budget.share_out()  # The others have less from now on.
         if plan.memory_warning:
             log.warning("%s", plan.memory_warning)
-        self._show(resident, memory_warning=plan.memory_warning)
+        self._show(resident, queue_position=0, memory_warning=plan.memory_warning)
+        return True
 
     async def _load_into_worker(self, resident: Resident, view: Path) -> None:
         worker = resident.worker = await self._standby.take()
@@ -223,6 +255,7 @@ class Loader:
             worker = resident.worker = await self._standby.take()
             ready = await worker.ready()
         self._budget.learn(worker, ready)
+        worker.on_warming = lambda: self._show(resident, phase="warming")
         progress = asyncio.get_running_loop().create_task(self._show_progress(resident, worker))
         try:
             resident.loaded = await worker.load(
@@ -254,11 +287,6 @@ class Loader:
         if model.error_message or is_news:
             with contextlib.suppress(ModelNotFoundError):
                 await self._catalog.update(model.name, error_message="", memory_bytes=required)
-
-    async def _give_up(self, resident: Resident) -> None:
-        self._roster.forget(resident)
-        if resident.worker is not None:
-            await resident.worker.stop()
 
     def _show(self, resident: Resident, **stage: Any) -> None:
         """Tell those who follow a load how far it is."""

@@ -31,6 +31,8 @@ class Room:
     free_bytes: int
     """What is free of it now, and free on the machine."""
     max_models: int
+    is_capped: bool = False
+    """More would be free without the setting max_model_memory_gb."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,8 @@ def plan_load(name: str, required_bytes: int, occupants: Sequence[Occupant], roo
         free += candidate.reserved_bytes
     if free < required_bytes:
         refusal = InsufficientMemoryError(
-            insufficient_memory_text(required_bytes, free),
+            insufficient_memory_text(required_bytes, free)
+            + ("; max_model_memory_gb limits it" if room.is_capped else ""),
             model=name,
             required_bytes=str(required_bytes),
             available_bytes=str(max(0, free)),

@@ -17,11 +17,12 @@ from mlxgui_grpc.errors import (
     ModelNotLoadedError,
     ModelServerError,
     OperationCancelledError,
+    QueueFullError,
     ServerDrainingError,
 )
 from mlxgui_grpc.residency.budget import Budget, DeviceInfo
 from mlxgui_grpc.residency.loader import Loader
-from mlxgui_grpc.residency.residents import Lease, Limits, LoadStage, Resident
+from mlxgui_grpc.residency.residents import Lease, Limits, LoadStage, LoadWish, Resident
 from mlxgui_grpc.residency.roster import Roster
 from mlxgui_grpc.residency.snapshot import ModelStatus, QueuedLoad, Snapshot, status_of
 from mlxgui_grpc.residency.standby import Standby
@@ -60,7 +61,9 @@ class Residency:
         self._loader = Loader(
             catalog, self._roster, self.budget, self._standby, view_directory, self._upkeep.note_exit
         )
-        self._light = LightWorker(self._standby, self._loader.prepared)
+        self._light = LightWorker(
+            self._standby, self._loader.prepared, lambda: self.budget.limits.context_limit
+        )
         self._priorities: dict[int, int] = {}
         self._removing: set[int] = set()
         self._is_closed = False
@@ -167,7 +170,9 @@ class Residency:
                 is_pinned=model.pinned,
             )
         position = self._loader.queue.position(resident.ticket)
-        return status_of(resident, model.last_use_time, position, resident.expires_at(self.budget.limits))
+        expires_at = resident.expires_at(self.budget.limits)
+        held_count = self._roster.held[model.name]
+        return status_of(resident, model.last_use_time, position, held_count, expires_at)
 
     async def probe(self) -> None:
         """Find out what MLX runs on, if no worker has told yet: blocks for the seconds that one takes to start."""
@@ -195,29 +200,24 @@ class Residency:
         was_loaded = self.is_loaded(model.name)
         if require_loaded and not was_loaded:
             raise ModelNotLoadedError.of(model.name)
-        resident = await self._load(model, for_request=True, priority=priority)
+        resident = await self._load(model, LoadWish(priority), for_request=True)
         assert resident.worker is not None
-        resident.use_count += 1
-        self.changes.notify()
-        try:
-            yield Lease(resident, resident.worker, 0.0 if was_loaded else time.monotonic() - started)
-        finally:
-            resident.use_count -= 1
-            resident.idle_since = time.monotonic()
-            resident.request_keep_alive_seconds = keep_alive_seconds
-            self._catalog.note_use(model.name)
-            self._standby.fill()
-            self._upkeep.enforce_limits()
-            self._upkeep.arm()
-            self.changes.notify()
+        with self._held(resident):
+            try:
+                yield Lease(resident, resident.worker, 0.0 if was_loaded else time.monotonic() - started)
+            finally:
+                resident.idle_since = time.monotonic()
+                resident.request_keep_alive_seconds = keep_alive_seconds
+                self._catalog.note_use(model.name)
 
     @contextlib.asynccontextmanager
     async def use_tokenizer(self, model: InstalledModel) -> AsyncIterator[tuple[WorkerProcess, int]]:
         """Hold a worker that can count tokens, and the context length: the loaded model's, else a light one."""
-        if self.is_loaded(model.name):
-            async with self.use(model) as lease:
-                assert lease.resident.loaded is not None
-                yield lease.worker, lease.resident.loaded.context_length
+        resident = self._roster.find(model.name)
+        if resident is not None and resident.worker is not None and self.is_loaded(model.name):
+            assert resident.loaded is not None
+            with self._held(resident):  # No use of the model: nothing is generated.
+                yield resident.worker, resident.loaded.context_length
         else:
             async with self._light.use(model) as light:
                 yield light
@@ -227,33 +227,26 @@ class Residency:
     async def load(
         self,
         model: InstalledModel,
-        *,
-        priority: int = 0,
-        keep_alive_seconds: float | None = None,
+        wish: LoadWish | None = None,
         report: Callable[[LoadStage], None] | None = None,
     ) -> Resident:
         """Load a model because somebody asked for just that, or wait for the load that is under way.
 
-        `report` hears how far it is. `priority` 0 means the model's own. Counts as a use for the idle timeout. Raises
-        what kept it from being loaded; OperationCancelledError when somebody cancelled it.
+        `report` hears how far it is. Counts as a use for the idle timeout. Raises what kept it from being loaded;
+        OperationCancelledError when somebody cancelled it.
         """
-        resident = await self._load(model, for_request=False, priority=priority, report=report)
-        if keep_alive_seconds is not None:
-            # Said later than whatever a request said.
-            resident.keep_alive_seconds, resident.request_keep_alive_seconds = keep_alive_seconds, None
+        wish = wish or LoadWish()
+        resident = await self._load(model, wish, for_request=False, report=report)
         resident.idle_since = time.monotonic()
-        self._upkeep.arm()
+        self._keep(resident, wish)
         return resident
 
-    def amend_load(self, model: InstalledModel, priority: int, keep_alive_seconds: float | None) -> None:
-        """Somebody else asks for a load that is under way: the larger priority counts, and the later keep-alive."""
+    def amend_load(self, model: InstalledModel, wish: LoadWish) -> None:
+        """The wish of a load that is under way has changed."""
         resident = self._roster.find(model.name)
-        if resident is None:
-            return
-        self._hurry(resident, priority)
-        if keep_alive_seconds is not None:
-            resident.keep_alive_seconds, resident.request_keep_alive_seconds = keep_alive_seconds, None
-            self._upkeep.arm()
+        if resident is not None:
+            self._hurry(resident, wish.priority)
+            self._keep(resident, wish)
 
     async def unload(self, name: str, *, force: bool) -> bool:
         """Take a model out of memory; False when it was not there.
@@ -292,6 +285,7 @@ class Residency:
         resident = self._roster.find(model.name)
         if resident is not None and resident.model.id == model.id:
             resident.model = changed
+        self._upkeep.enforce_limits()
         self._upkeep.arm()
         self.changes.notify()
         return changed
@@ -304,31 +298,37 @@ class Residency:
             yield
         finally:
             self._removing.discard(model.id)
+            if self._catalog.find(model.name) is None:
+                self._priorities.pop(model.id, None)
+                self._upkeep.forget(model.id)
 
     # Inside.
+
+    @contextlib.contextmanager
+    def _held(self, resident: Resident) -> Iterator[None]:
+        """Keep a loaded model where it is while the block runs."""
+        resident.use_count += 1
+        self.changes.notify()
+        try:
+            yield
+        finally:
+            resident.use_count -= 1
+            self._standby.fill()
+            self._upkeep.enforce_limits()
+            self._upkeep.arm()
+            self.changes.notify()
 
     async def _load(
         self,
         model: InstalledModel,
+        wish: LoadWish,
         *,
         for_request: bool,
-        priority: int = 0,
         report: Callable[[LoadStage], None] | None = None,
         is_explicit: bool | None = None,
     ) -> Resident:
-        priority = priority or self._priorities.get(model.id, 0)
-        while True:
-            if self._is_closed:
-                raise ServerDrainingError("The server is stopping")
-            if model.id in self._removing:
-                raise ModelNotFoundError.of(model.name)
-            resident = self._roster.find(model.name)
-            if resident is not None and resident.model.id != model.id:
-                await self._roster.discard(resident)  # Of a model that had the name before.
-            elif resident is not None and _is_going(resident):
-                await self.changes.wait()
-            else:
-                break
+        resident = await self._settled(model, for_request=for_request)
+        priority = wish.priority or self._priorities.get(model.id, 0)
         if resident is None:
             resident = self._loader.begin(model, priority)
         else:
@@ -340,16 +340,58 @@ class Residency:
             if self._is_closed:
                 raise ServerDrainingError("The server is stopping") from None
             raise
+        self._upkeep.enforce_limits()
         return resident
+
+    async def _settled(self, model: InstalledModel, *, for_request: bool) -> Resident | None:
+        """The resident of a model that is in memory or on its way, None when there is none; waits while it leaves."""
+        held, name = self._roster.held, model.name
+        while True:
+            if self._is_closed:
+                raise ServerDrainingError("The server is stopping")
+            current = self._catalog.find(name)
+            if current is None or current.id != model.id or model.id in self._removing:
+                raise ModelNotFoundError.of(name)
+            resident = self._roster.find(name)
+            if resident is not None and resident.model.id != model.id:
+                await self._roster.discard(resident)  # Of a model that had the name before.
+                continue
+            if for_request:
+                self._refuse_crowd(name, held[name] + (resident.waiting_count if resident else 0))
+            if resident is None or not _is_going(resident):
+                return resident
+            held[name] += for_request
+            try:
+                await self.changes.wait()
+            finally:
+                held[name] -= for_request
+
+    def _refuse_crowd(self, name: str, waiting_count: int) -> None:
+        limits = self.budget.limits
+        if waiting_count >= (most := limits.max_rows + limits.max_waiting_rows):
+            raise QueueFullError(
+                f"{waiting_count} requests wait until model '{name}' is loaded, {most} at most; try again in a moment",
+                retry_after_seconds=1.0,
+                model=name,
+            )
+
+    def _keep(self, resident: Resident, wish: LoadWish) -> None:
+        if wish.keep_alive_seconds is not None:
+            # Said later than whatever a request said.
+            resident.keep_alive_seconds, resident.request_keep_alive_seconds = wish.keep_alive_seconds, None
+        self._upkeep.arm()
 
     def _hurry(self, resident: Resident, priority: int) -> None:
         if priority > resident.ticket.priority and self._loader.queue.position(resident.ticket):
             self._loader.queue.move(resident.ticket, priority)
 
-    async def _reload(self, model: InstalledModel, keep_alive_seconds: float | None) -> None:
-        resident = await self._load(model, for_request=False, is_explicit=False)
+    async def _reload(self, before: Resident) -> None:
+        resident = await self._load(before.model, LoadWish(), for_request=False, is_explicit=False)
         if resident.keep_alive_seconds is None:
-            resident.keep_alive_seconds = keep_alive_seconds
+            resident.keep_alive_seconds = before.keep_alive_seconds
+        if resident.request_keep_alive_seconds is None:
+            resident.request_keep_alive_seconds = before.request_keep_alive_seconds
+        self._upkeep.arm()
 
     async def _preload(self, name: str) -> None:
         try:

@@ -47,6 +47,22 @@ class LoadStage:
     memory_warning: str = ""
 
 
+@dataclass(slots=True)
+class LoadWish:
+    """What those want who ask for a load; it may change while the load is under way."""
+
+    priority: int = 0
+    """0: the model's own."""
+    keep_alive_seconds: float | None = None
+    """How long the model stays after its last use; None: as the settings say."""
+
+    def join(self, other: "LoadWish") -> None:
+        """Somebody else asks for the same load: the larger priority counts, and the later keep-alive."""
+        self.priority = max(self.priority, other.priority)
+        if other.keep_alive_seconds is not None:
+            self.keep_alive_seconds = other.keep_alive_seconds
+
+
 @dataclass(eq=False, slots=True)
 class Resident:
     """A model in memory, or on its way in or out."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -20,6 +21,8 @@ class Roster:
         self.on_change = on_change
         self.changes = Changes()
         """Rings when a model, a load or a number of requests has changed."""
+        self.held: Counter[str] = Counter()
+        """Requests, by model, that wait until the model has left memory, to load it again."""
         self._residents: dict[str, Resident] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -50,34 +53,48 @@ class Roster:
             self.changes.notify()
 
     async def discard(self, resident: Resident, cause: ModelServerError | None = None) -> None:
-        """Take a model out of memory; its requests end with `cause`. Returns when its memory is free."""
-        if resident.load is not None and not resident.load.done():
-            resident.load.cancel()
-            await asyncio.wait([resident.load])
-        if resident.worker is not None:
-            resident.state = "unloading"
-            self.on_change(resident.name, "unloaded")
-            self.changes.notify()
-            await resident.worker.stop(cause)
-        self.forget(resident)
+        """Take a model out of memory; its requests end with `cause`. Returns when its memory is free.
+
+        Goes on when the caller is cancelled.
+        """
+        is_loading = resident.load is not None and not resident.load.done()
+        if resident.worker is not None and not is_loading:
+            self._retire(resident)  # At once: nobody gets hold of it any more.
+        await asyncio.shield(self.run_in_background(self._discard(resident, cause)))
 
     def dismiss(self, resident: Resident, reason: str) -> None:
         """Take an idle model out of memory in the background."""
         log.info("unloading %s: %s", resident.name, reason)
-        resident.state = "unloading"
-        self.run_in_background(self.discard(resident))
+        self._retire(resident)
+        self.run_in_background(self._discard(resident, None))
 
-    def run_in_background(self, action: Coroutine[Any, Any, None]) -> None:
-        """Run what nobody waits for; what it raises is logged."""
+    def run_in_background(self, action: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run what must not stop with its caller; what it raises is logged."""
         task = asyncio.get_running_loop().create_task(action)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(log_failure)
+        return task
 
     def cancel_background(self) -> None:
         """The server ends."""
         for task in self._tasks:
             task.cancel()
+
+    async def _discard(self, resident: Resident, cause: ModelServerError | None) -> None:
+        if resident.load is not None and not resident.load.done():
+            resident.load.cancel()
+            await asyncio.wait([resident.load])
+        if resident.worker is not None:
+            self._retire(resident)
+            await resident.worker.stop(cause)
+        self.forget(resident)
+
+    def _retire(self, resident: Resident) -> None:
+        if resident.state != "unloading":
+            resident.state = "unloading"
+            self.on_change(resident.name, "unloaded")
+            self.changes.notify()
 
 
 def log_failure(task: "asyncio.Task[Any]") -> None:

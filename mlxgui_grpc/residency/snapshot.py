@@ -60,9 +60,14 @@ class Snapshot:
 
 
 def status_of(
-    resident: Resident, last_use_time: float | None, queue_position: int, expires_at: float
+    resident: Resident,
+    last_use_time: float | None,
+    queue_position: int,
+    held_count: int,
+    expires_at: float,
 ) -> ModelStatus:
-    """What a resident does now; `expires_at` is on the monotonic clock, infinity: never."""
+    """What a resident does now. `held_count` requests wait until it has left, to load it again; `expires_at` is on the
+    monotonic clock, infinity: never."""
     worker = resident.worker
     return ModelStatus(
         name=resident.name,
@@ -75,7 +80,7 @@ def status_of(
         estimated_memory_bytes=resident.estimate.required_bytes,
         queue_position=queue_position,
         running_request_count=worker.running_count if worker else 0,
-        waiting_request_count=resident.waiting_count + (worker.waiting_count if worker else 0),
+        waiting_request_count=held_count + resident.waiting_count + (worker.waiting_count if worker else 0),
         tokens_per_second=worker.tokens_per_second if worker else 0.0,
         kv_bytes=resident.kv_bytes,
         is_pinned=resident.model.pinned,

@@ -30,7 +30,8 @@ class Standby:
         self._learn = learn
         self._learn_failure = learn_failure
         self._workers: list[WorkerProcess] = []
-        self._probing: set[WorkerProcess] = set()
+        self._leaving: set[WorkerProcess] = set()
+        """Those that are asked something or end, and wait for no model."""
         self._filling: asyncio.Task[None] | None = None
         self._is_closed = False
 
@@ -46,10 +47,10 @@ class Standby:
 
     def configure(self, config: WorkerConfig, count: int) -> None:
         """Use other options from now on; workers started under the old ones are ended."""
-        surplus = self._workers[count:] if config == self._config else self._workers
+        surplus = self._workers[count:] if config == self._config else list(self._workers)
         self._config, self._count = config, count
         for worker in surplus:
-            worker.kill()
+            self._end(worker)
         self.fill()
 
     def fill(self) -> None:
@@ -72,13 +73,13 @@ class Standby:
     async def probe(self) -> None:
         """Let a worker find out what MLX runs on; blocks for the seconds that one takes to start."""
         worker = await self.take()
-        self._probing.add(worker)
+        self._leaving.add(worker)
         try:
             self._learn(worker, await worker.ready())
         except ModelServerError as error:
             self._learn_failure(error)
         finally:
-            self._probing.discard(worker)
+            self._leaving.discard(worker)
         if worker.is_alive and len(self._workers) < self._count:
             self._workers.append(worker)
         else:
@@ -90,18 +91,31 @@ class Standby:
         if self._filling is not None:
             self._filling.cancel()
             await asyncio.wait([self._filling])
-        workers = [*self._workers, *self._probing]
+        workers = [*self._workers, *self._leaving]
         for worker in workers:
             worker.kill()  # It may be deep in its imports, where it does not hear that it should end.
         await asyncio.gather(*(worker.stop() for worker in workers))
 
+    def _end(self, worker: WorkerProcess) -> None:
+        """Kill a worker; until its death is known it looks alive, so nobody may find it."""
+        self._workers.remove(worker)
+        self._leaving.add(worker)
+        worker.on_exit = lambda: self._leaving.discard(worker)
+        worker.kill()
+
     async def _fill(self) -> None:
         while len(self._workers) < self._count and self._has_room():
-            worker = await WorkerProcess.spawn(self._config, os.environ, idle=True)
+            config = self._config
+            worker = await WorkerProcess.spawn(config, os.environ, idle=True)
             self._workers.append(worker)
+            if config != self._config:  # The options changed meanwhile.
+                self._end(worker)
+                continue
             try:
                 self._learn(worker, await worker.ready())
             except ModelServerError as error:
+                if worker not in self._workers:  # Ended under changed options, or taken and somebody else's.
+                    continue
                 self._learn_failure(error)
                 raise
 

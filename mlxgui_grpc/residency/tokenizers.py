@@ -20,6 +20,7 @@ class _Light:
     """A worker that has a tokenizer only."""
 
     model_id: int
+    path: Path
     worker: WorkerProcess
     context_length: int
     use_count: int = 0
@@ -30,12 +31,17 @@ class LightWorker:
     """At most one worker with a tokenizer and no weights, shared, which ends some seconds after its last use."""
 
     def __init__(
-        self, standby: Standby, prepared: Callable[[InstalledModel], AbstractAsyncContextManager[Path]]
+        self,
+        standby: Standby,
+        prepared: Callable[[InstalledModel], AbstractAsyncContextManager[Path]],
+        context_limit: Callable[[], int],
     ) -> None:
-        """`prepared` makes the view of a model that its loader reads."""
+        """`prepared` makes the view of a model that its loader reads; `context_limit` is the setting, 0: none."""
         self._standby = standby
         self._prepared = prepared
+        self._context_limit = context_limit
         self._light: _Light | None = None
+        self._loading: WorkerProcess | None = None
         self._lock = asyncio.Lock()
 
     @contextlib.asynccontextmanager
@@ -58,6 +64,8 @@ class LightWorker:
         """End it."""
         if self._light is not None:
             self._light.worker.kill()
+        if self._loading is not None:
+            self._loading.kill()
 
     async def _get(self, model: InstalledModel) -> _Light:
         async with self._lock:
@@ -65,20 +73,26 @@ class LightWorker:
             if light is not None and light.timer is not None:
                 light.timer.cancel()
                 light.timer = None
-            if light is not None and light.model_id == model.id and light.worker.is_alive:
+            # An update of the model changes its path.
+            is_same = light is not None and (light.model_id, light.path) == (model.id, model.path)
+            if light is not None and is_same and light.worker.is_alive:
                 return light
             if light is not None:
                 self._light = None
                 if light.use_count == 0:
                     await light.worker.stop()
-            worker = await self._standby.take()
+            worker = self._loading = await self._standby.take()
             try:
                 async with self._prepared(model) as view:
-                    loaded = await worker.load(model.name, view, tokenizer_only=True)
+                    loaded = await worker.load(
+                        model.name, view, tokenizer_only=True, context_limit=self._context_limit()
+                    )
             except BaseException:
                 worker.kill()
                 raise
-            self._light = _Light(model.id, worker, loaded.context_length)
+            finally:
+                self._loading = None
+            self._light = _Light(model.id, model.path, worker, loaded.context_length)
             self._standby.fill()
             return self._light
 

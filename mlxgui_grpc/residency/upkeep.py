@@ -32,9 +32,9 @@ class Upkeep:
         roster: Roster,
         budget: Budget,
         standby: Standby,
-        reload: Callable[[InstalledModel, float | None], Awaitable[object]],
+        reload: Callable[[Resident], Awaitable[object]],
     ) -> None:
-        """`reload` loads a model whose worker died, with the keep-alive that it had."""
+        """`reload` loads the model of a resident whose worker died."""
         self._catalog = catalog
         self._roster = roster
         self._budget = budget
@@ -49,6 +49,10 @@ class Upkeep:
         self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
+
+    def forget(self, model_id: int) -> None:
+        """The model is deleted."""
+        self._deaths.pop(model_id, None)
 
     def arm(self) -> None:
         """Set the clock for the next sweep: when something has changed that an expiry depends on."""
@@ -88,7 +92,7 @@ class Upkeep:
         self._deaths[model.id] = deaths = [*deaths, now]
         if len(deaths) < MAX_DEATHS:
             log.warning("loading %s again: %s", model.name, death.message)
-            self._roster.run_in_background(self._bring_back(model, resident.keep_alive_seconds))
+            self._roster.run_in_background(self._bring_back(resident))
         else:
             log.error("%s died %d times and stays unloaded: %s", model.name, len(deaths), death.message)
             self._roster.run_in_background(self._note_failure(model, death.message))
@@ -98,17 +102,18 @@ class Upkeep:
         for resident in self._roster.residents():
             if resident.expires_at(self._budget.limits) <= now:
                 self._roster.dismiss(resident, f"idle for {now - resident.idle_since:.0f} s")
+        self.enforce_limits()
         self._standby.fill()
         self._budget.share_out()
         self.arm()
 
-    async def _bring_back(self, model: InstalledModel, keep_alive_seconds: float | None) -> None:
+    async def _bring_back(self, resident: Resident) -> None:
         try:
-            await self._reload(model, keep_alive_seconds)
+            await self._reload(resident)
         except ServerDrainingError:
             pass
         except ModelServerError as error:
-            log.warning("%s was not loaded again: %s", model.name, error.message)
+            log.warning("%s was not loaded again: %s", resident.name, error.message)
 
     async def _note_failure(self, model: InstalledModel, message: str) -> None:
         with contextlib.suppress(ModelNotFoundError):

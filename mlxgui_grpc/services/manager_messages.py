@@ -49,7 +49,7 @@ def status_to_proto(snapshot: Snapshot) -> pb.ManagerStatus:
         queued_load_count=len(snapshot.queue),
         total_model_memory_bytes=memory_bytes,
         memory_budget_bytes=snapshot.budget_bytes,
-        memory_usage_percent=100 * memory_bytes / snapshot.machine_bytes,
+        memory_usage_percent=round(100 * memory_bytes / snapshot.machine_bytes, 1),
         max_tokens_limit=convert.MAX_TOKENS_LIMIT,
         auto_unload_enabled=snapshot.auto_unload,
         inactivity_timeout=convert.duration(snapshot.idle_seconds),

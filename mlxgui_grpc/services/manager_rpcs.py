@@ -16,7 +16,7 @@ from mlxgui_grpc.errors import (
 )
 from mlxgui_grpc.memory import gigabytes_text
 from mlxgui_grpc.operations import LoadProgress, Operation, Operations
-from mlxgui_grpc.residency import LoadStage, Residency
+from mlxgui_grpc.residency import LoadStage, LoadWish, Residency
 from mlxgui_grpc.services.manager_messages import model_to_proto, snapshot_to_proto
 from mlxgui_grpc.services.model_base import Context, ModelServiceBase
 
@@ -35,38 +35,38 @@ class ManagerRpcs(ModelServiceBase):
         """`draining` is set when the server ends."""
         super().__init__(catalog, residency, operations)
         self._draining = draining
-        self._load_streams: Counter[str] = Counter()
-        """LoadModel streams that are open, by operation."""
+        self._load_streams: Counter[int] = Counter()
+        """LoadModel streams that are open, by model."""
+        self._wishes: dict[int, LoadWish] = {}
+        """What the callers of the last LoadModel want, by model."""
 
     async def LoadModel(
         self, request: pb.LoadModelRequest, context: Context
     ) -> AsyncIterator[pb.LoadModelResponse]:
-        priority = convert.priority(request.priority)
-        keep_alive_seconds = convert.keep_alive_seconds(request)
+        wish = LoadWish(convert.priority(request.priority), convert.keep_alive_seconds(request))
         model = self._find(request.name)
-
-        async def action(operation: Operation) -> InstalledModel:
-            await self._residency.load(
-                model,
-                priority=priority,
-                keep_alive_seconds=keep_alive_seconds,
-                report=lambda stage: _show(operation, stage),
-            )
-            return self._catalog.get(model.name)
-
-        operation = self._operations.running("load", model.name)
-        if operation is None:
-            operation = await self._operations.start("load", model.name, LoadProgress(), action)
-        else:
-            self._residency.amend_load(model, priority, keep_alive_seconds)
-        self._load_streams[operation.id] += 1
+        self._load_streams[model.id] += 1
         try:
+            operation = self._operations.running("load", model.name)
+            if operation is None:
+                operation = await self._start_load(model, wish)
+            else:
+                self._wishes[model.id].join(wish)
+                self._residency.amend_load(model, self._wishes[model.id])
             async for snapshot in self._watch(operation):
                 yield pb.LoadModelResponse(operation=snapshot)
         finally:
-            self._load_streams[operation.id] -= 1
-            self._withdraw(operation)
+            self._load_streams[model.id] -= 1
+            self._leave_load(model)
         await self._operations.wait(operation)
+
+    async def _start_load(self, model: InstalledModel, wish: LoadWish) -> Operation:
+        async def action(operation: Operation) -> InstalledModel:
+            await self._residency.load(model, wish, report=lambda stage: _show(operation, stage))
+            return self._catalog.get(model.name)
+
+        self._wishes[model.id] = wish
+        return await self._operations.start("load", model.name, LoadProgress(), action)
 
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:
         model = self._find(request.name)
@@ -184,17 +184,14 @@ class ManagerRpcs(ModelServiceBase):
             self._residency.snapshot(), {one.model: one.id for one in loads if one.kind == "load"}
         )
 
-    def _withdraw(self, operation: Operation) -> None:
-        """The last stream of a load has gone: one that still waits for its turn is not wanted any more."""
-        if self._load_streams[operation.id] > 0:
+    def _leave_load(self, model: InstalledModel) -> None:
+        """A stream of a load has gone. With the last one a load is withdrawn that still waits for its turn."""
+        if self._load_streams[model.id] > 0:
             return
-        del self._load_streams[operation.id]
-        progress = operation.progress
-        if not operation.is_done and isinstance(progress, LoadProgress) and progress.phase in _WITHDRAWABLE:
+        del self._load_streams[model.id]
+        operation, resident = self._operations.running("load", model.name), self._residency.find(model.name)
+        if operation is not None and resident is not None and resident.state == "queued":
             self._run_to_end(self._operations.cancel(operation))
-
-
-_WITHDRAWABLE = frozenset({"queued", "evicting"})
 
 
 def _show(operation: Operation, stage: LoadStage) -> None:

@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from mlxgui.v1 import model_pb2 as pb
+from mlxgui_grpc import convert
 from mlxgui_grpc.catalog import Catalog
 from mlxgui_grpc.discovery import Discovery
 from mlxgui_grpc.errors import InvalidRequestError
 from mlxgui_grpc.installer import Installer
-from mlxgui_grpc.operations import Operations
+from mlxgui_grpc.operations import Operation, Operations
 from mlxgui_grpc.residency import Residency
 from mlxgui_grpc.services.catalog_service import CatalogRpcs
 from mlxgui_grpc.services.manager_rpcs import ManagerRpcs
@@ -78,7 +79,7 @@ class ModelService(ManagerRpcs, CatalogRpcs):
     async def DeleteModel(self, request: pb.DeleteModelRequest, context: Context) -> pb.DeleteModelResponse:
         removal = await self._finish(
             self._installer.remove(
-                self._find(request.name).name,
+                convert.model_name(request.name, "name"),
                 remove_files=request.remove_files if request.HasField("remove_files") else True,
                 force=request.force,
             )
@@ -146,11 +147,16 @@ class ModelService(ManagerRpcs, CatalogRpcs):
         self, request: pb.CancelOperationRequest, context: Context
     ) -> pb.CancelOperationResponse:
         operation = self._operations.get(request.id)
+        await self._finish(self._cancel(operation))
+        return pb.CancelOperationResponse(operation=self._operation_to_proto(operation))
+
+    async def _cancel(self, operation: Operation) -> None:
         was_done = operation.is_done
         await self._operations.cancel(operation)
-        if operation.kind == "load" and not was_done and not self._residency.is_loaded(operation.model):
-            await self._residency.unload(operation.model, force=True)
-        return pb.CancelOperationResponse(operation=self._operation_to_proto(operation))
+        resident = self._residency.find(operation.model)
+        is_loading = resident is not None and resident.load is not None and not resident.load.done()
+        if operation.kind == "load" and not was_done and is_loading:
+            await self._residency.unload(operation.model, force=True)  # For everybody who waits for it.
 
 
 def _is_local_user(context: Context) -> bool:

@@ -29,7 +29,7 @@ def host_to_proto(
             total_bytes=memory.total_bytes,
             available_bytes=memory.available_bytes,
             used_bytes=memory.used_bytes,
-            percent_used=memory.percent_used,
+            percent_used=round(memory.percent_used, 1),
         ),
     )
     if device is not None and device.is_gpu:

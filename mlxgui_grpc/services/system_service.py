@@ -140,7 +140,9 @@ class SystemService(system_pb2_grpc.SystemServiceServicer):
         return pb.ShutdownResponse(in_flight_count=self._in_flight_count())
 
     async def Restart(self, request: pb.RestartRequest, context: Context) -> pb.RestartResponse:
-        self._ending.ask(restart=True, grace_seconds=grace_seconds(request))
+        seconds = grace_seconds(request)
+        await self._settings.check_restart()
+        self._ending.ask(restart=True, grace_seconds=seconds)
         return pb.RestartResponse(in_flight_count=self._in_flight_count())
 
     def _in_flight_count(self) -> int:

@@ -49,11 +49,13 @@ def embeddings() -> Response:
 @blueprint.get("/v1/discover/compatible")
 def compatible() -> Response:
     fields = web.query()
-    max_memory_gb = fields.number("max_memory_gb") or 0.0
-    if not 0 <= max_memory_gb <= _MAX_MEMORY_GB:
-        raise invalid("`max_memory_gb` must be a number, 0 or more.", "max_memory_gb")
+    max_memory_gb = fields.number("max_memory_gb")
+    if max_memory_gb is not None and not 0 < max_memory_gb <= _MAX_MEMORY_GB:
+        raise invalid("`max_memory_gb` must be a number above 0.", "max_memory_gb")
+    # The contract's 0 is what the machine has available.
+    max_memory_bytes = 0 if max_memory_gb is None else max(1, int(max_memory_gb * GIB))
     message = model_pb2.SearchCatalogRequest(
-        max_memory_bytes=int(max_memory_gb * GIB), query=fields.text("query") or ""
+        max_memory_bytes=max_memory_bytes, query=fields.text("query") or ""
     )
     return _search(fields, message)
 

@@ -91,7 +91,7 @@ def live_and_die(victim: Victim, choice: random.Random, number: int) -> None:
 
 
 def report(victim: Victim, kill_count: int) -> None:
-    ledger, seconds = victim.ledger, sorted(victim.start_seconds)
+    ledger, seconds, cpu = victim.ledger, sorted(victim.start_seconds), sorted(victim.start_cpu_seconds)
     acknowledged, cut_off = (
         f"{counts[SETTINGS]} of settings and {counts.total() - counts[SETTINGS]} of models"
         for counts in (ledger.acknowledged, ledger.unanswered)
@@ -99,7 +99,7 @@ def report(victim: Victim, kill_count: int) -> None:
     print(
         f"{kill_count} kills. Writes acknowledged: {acknowledged}; cut off: {cut_off}. {len(seconds)} starts, ready "
         f"after {seconds[len(seconds) // 2]:.2f} s (median), {seconds[len(seconds) * 95 // 100]:.2f} s (95 %), "
-        f"{seconds[-1]:.2f} s (longest)"
+        f"{seconds[-1]:.2f} s (longest); {cpu[len(cpu) // 2]:.2f} s and {cpu[-1]:.2f} s at most of processor time"
     )
 
 

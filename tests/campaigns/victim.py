@@ -16,7 +16,7 @@ from google.protobuf import field_mask_pb2
 
 from mlxgui.v1 import model_pb2, model_pb2_grpc, system_pb2, system_pb2_grpc
 from mlxgui_grpc.failpoints import ENVIRONMENT
-from mlxgui_grpc.hub_cache import RepositoryFolder, is_complete
+from mlxgui_grpc.hub_cache import RepositoryFolder, is_complete, sweep_partials
 from tests.campaigns.cache_check import all_files, check_repository, leftovers, orphans
 from tests.campaigns.ledger import Ledger
 from tests.loopback_hub import LoopbackHub
@@ -72,7 +72,9 @@ class Victim:
         self._directory = model
         self.ledger = Ledger()
         self.start_seconds: list[float] = []
-        """Each start after a kill, from its exec to the banner."""
+        """Each start, from its exec to the banner."""
+        self.start_cpu_seconds: list[float] = []
+        """What each took of the processor, which says more on a busy machine."""
         self.repositories = [f"acme/{letter}" for letter in "abcdefgh"[:repository_count]]
         self._files = {path.name: path.read_bytes() for path in model.iterdir()}
         self._commits: dict[str, Commit] = {}
@@ -95,6 +97,8 @@ class Victim:
             assert failpoint and error.status == KILLED, error.words
             return False
         self.start_seconds.append(time.monotonic() - began)
+        used = psutil.Process(self.server.process.pid).cpu_times()
+        self.start_cpu_seconds.append(used.user + used.system)
         channel = self.server.channel(unix=True)
         self.models = model_pb2_grpc.ModelServiceStub(channel)
         self.system = system_pb2_grpc.SystemServiceStub(channel)
@@ -105,6 +109,7 @@ class Victim:
         assert self.server is not None
         descendants = self.server.descendants()
         self.server.process.kill()
+        self.server.process.wait()
         wait_until(lambda: not any(map(is_running, descendants)), "its processes end with it")
 
     def bury(self) -> None:
@@ -266,16 +271,19 @@ class Victim:
     # What has to be possible at the end.
 
     def finish(self, *, loads: bool) -> None:
-        """Every install can be repeated, every model loads and can be deleted, and nothing stays behind but whole
-        revisions that an interrupted update had fetched for a model that is deleted."""
+        """Every install can be repeated, every model loads and can be deleted.
+
+        What stays behind is whole revisions that an interrupted update had fetched, and parts of such, until they are
+        old enough to be swept.
+        """
         folders = [RepositoryFolder(self.cache, repository) for repository in self.repositories]
         for number, folder in enumerate(folders):
             self.install(f"last-{number}", folder.model_id)
             if loads:
                 self.load(f"last-{number}")
             assert self.check_files(folder.model_id)
-            assert not leftovers(folder), folder.model_id
         for name in self.ledger.things() - {SETTINGS}:
             self.delete(name)
+        sweep_partials(self.cache, older_than_seconds=0)
         for folder in folders:
             assert not leftovers(folder) and not orphans(folder), all_files(folder.path)

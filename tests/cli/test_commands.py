@@ -261,6 +261,12 @@ def test_settings_that_cannot_be_stop_the_start_in_one_line(
     assert words in sentence(result, 2)
 
 
+def test_only_the_server_minds_a_failpoint(tmp_path: Path) -> None:
+    """In one line; other commands have nothing to do with it."""
+    assert "'explode'" in sentence(mlxgui(tmp_path, "serve", MLX_GUI_FAILPOINT="here:explode"), 2)
+    assert mlxgui(tmp_path, "version", MLX_GUI_FAILPOINT="here:explode").returncode == 0
+
+
 def test_a_config_file_with_an_unknown_option_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("prot = 8000\n")
     assert "prot" in sentence(mlxgui(tmp_path, "serve"), 2)

@@ -138,7 +138,7 @@ def test_a_restart_keeps_the_process_and_its_models_and_takes_the_new_settings(
 
 def test_a_start_that_its_stored_settings_make_fail_falls_back_and_says_so(start_server: StartServer) -> None:
     """The port is taken when the server comes back: it takes the last good one, tells the log and the console, and
-    goes on to count the change as pending."""
+    keeps what is stored. With a config.toml that no server can start with it does not even end."""
     server = start_server(bridge=True)
     system = system_pb2_grpc.SystemServiceStub(server.channel())
     good, bad = free_port(), free_port()
@@ -158,10 +158,17 @@ def test_a_start_that_its_stored_settings_make_fail_falls_back_and_says_so(start
     settings = system.GetSettings(system_pb2.GetSettingsRequest()).settings
     assert (settings.server_port, settings.max_concurrent_models) == (good, 2)
     detail = details(system)["server_port"]
-    assert detail.pending_restart and str(bad) in detail.note and "in use" in detail.note
+    assert not detail.pending_restart and str(bad) in detail.note and "in use" in detail.note
     for text in (server.log(), (server.home / "stderr.txt").read_text()):
         (line,) = [line for line in text.splitlines() if "started with server_port" in line]
         assert str(bad) in line and str(good) in line
+    file = server.home / "config.toml"
+    options = file.read_text()
+    file.write_text('port = "x"')
+    refused = fails(lambda: restart(system))
+    assert (refused.code, refused.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["port"])
+    assert str(file) in refused.message and info(system).state == system_pb2.SERVER_STATE_RUNNING
+    file.write_text(options)
     restart(system)  # Now it is free.
     assert wait_until_restarted(system, after).rest_url.endswith(f":{bad}")
     assert not details(system)["server_port"].note

@@ -135,7 +135,9 @@ def test_killing_workers_while_they_load_is_made_good_unseen(own: Own) -> None:
     waiting = own.inference.Chat.future(chat(FRANCE[0]), timeout=CALL_SECONDS)
     killed: set[int] = set()
     for _ in range(2):
-        wait_until(lambda: any(worker.pid not in killed for worker in own.server.workers()), "its process is there")
+        wait_until(
+            lambda: any(worker.pid not in killed for worker in own.server.workers()), "its process is there"
+        )
         worker = next(worker for worker in own.server.workers() if worker.pid not in killed)
         killed.add(worker.pid)
         worker.send_signal(signal.SIGKILL)

@@ -1,5 +1,6 @@
 """The hub's catalogue: a real server and the real hub client, on a hub that misbehaves on demand."""
 
+import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -340,6 +341,47 @@ def test_the_estimate_is_what_a_load_takes(hub: LoopbackHub, models: Models, tin
 def load(models: Models, name: str) -> None:
     operation = last_operation(models.LoadModel(model_pb2.LoadModelRequest(name=name), timeout=CALL_SECONDS))
     assert not reason_of(operation), operation.error
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "task", "is_mlx_compatible"),
+    [
+        ("frobnicate", {"model_type": "frobnicate"}, "text-generation", False),
+        ("vision", {"vision_config": {}}, "image-text-to-text", True),
+    ],
+)
+def test_what_this_version_does_not_serve_is_said_before_and_after_an_install(
+    hub: LoopbackHub,
+    models: Models,
+    tiny_models: TinyModels,
+    kind: str,
+    change: dict[str, Any],
+    task: str,
+    is_mlx_compatible: bool,
+) -> None:
+    """Tagged for MLX or not: in lists, in the description, as a warning of the install, and when it is loaded."""
+    files = {path.name: path.read_bytes() for path in tiny_models.llama.iterdir() if path.is_file()}
+    files["config.json"] = json.dumps({**json.loads(files["config.json"]), **change}).encode()
+    model_id = f"maker/Foreign-{kind}"
+    hub.add(model_id, files, pipeline_tag=task)
+    [listed] = search(models, f"foreign-{kind}").models
+    shown = show(models, model_id)
+    assert listed.mlx_compatible == shown.mlx_compatible == is_mlx_compatible
+    assert shown.HasField("system_compatible") and not shown.system_compatible
+    assert shown.compatibility_message == f"❌ This version does not serve {kind} models"
+    fitting = search(models, f"foreign-{kind}", max_memory_bytes=64 * GIB).models
+    assert bool(fitting) == is_mlx_compatible
+
+    request = model_pb2.InstallModelRequest(model_id=model_id)
+    operation = last_operation(models.InstallModel(request, timeout=CALL_SECONDS))
+    assert operation.HasField("success")
+    (warning,) = operation.warnings
+    assert warning.startswith(f"'{operation.success.name}' is installed, but cannot be loaded: ")
+    assert model_id in warning and kind in warning and operation.success.revision not in warning
+    name = operation.success.name
+    load = last_operation(models.LoadModel(model_pb2.LoadModelRequest(name=name), timeout=CALL_SECONDS))
+    assert reason_of(load) == "MODEL_INCOMPATIBLE" and load.error.message in warning
+    models.DeleteModel(model_pb2.DeleteModelRequest(name=name))
 
 
 def test_categories_need_no_hub(hub: LoopbackHub, models: Models) -> None:

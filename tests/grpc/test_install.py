@@ -219,6 +219,25 @@ def test_a_cancelled_install_registers_nothing_and_resumes(
     assert resumed.range_start is not None and resumed.range_start > 0
 
 
+def test_deleting_a_model_that_is_being_installed_is_refused_or_ends_that(
+    models: Models, hub: LoopbackHub, published: str
+) -> None:
+    """By name and by hub id; it does not appear afterwards."""
+    for name in (published, published.partition("/")[2].lower()):
+        hold = hub.hold("model.safetensors", 1000)
+        stream = models.InstallModel(Install(model_id=published), timeout=CALL_SECONDS)
+        operation_id = next(stream).operation.id
+        assert hold.reached.wait(CALL_SECONDS)
+        failure = fails(lambda name=name: delete(models, name))  # type: ignore[misc]
+        assert failure.reason == "MODEL_IN_USE" and operation_id in failure.message
+        removal = delete(models, name, force=True)
+        hold.release()
+        assert not removal.removed_files and "cancelled" in removal.kept_reason
+        assert reason_of(last_operation(stream)) == "CANCELLED"
+        assert not exists(models, published)
+        assert fails(lambda name=name: delete(models, name)).code == NOT_FOUND  # type: ignore[misc]
+
+
 def test_a_broken_connection_is_survived_or_resumed(models: Models, hub: LoopbackHub, published: str) -> None:
     hub.cut("model.safetensors", 3000)
     operation = install(models, model_id=published)

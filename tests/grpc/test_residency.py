@@ -177,6 +177,10 @@ def test_new_requests_for_a_model_that_has_to_leave_queue_behind_the_load(own: O
         more = [pool.submit(own.ask, "b") for _ in range(3)]
         time.sleep(0.2)
         assert not any(future.done() for future in more)
+        assert own.status("b").waiting_request_count == 3
+        unwanted = own.models.LoadModel(model_pb2.LoadModelRequest(name="b"), timeout=CALL_SECONDS)
+        own.models.CancelOperation(model_pb2.CancelOperationRequest(id=next(unwanted).operation.id))
+        assert next(stream).HasField("delta"), "cancelling that load ends nobody else's request"
         stream.cancel()
         assert newcomer.result(CALL_SECONDS) == 2
         assert [future.result(CALL_SECONDS) for future in more] == [2, 2, 2]
@@ -194,6 +198,14 @@ def test_pinned_models_stay_and_too_many_of_them_are_a_conflict(own: Own) -> Non
     own.pin("a", pinned=False)
     assert list(own.load("c").load.evicted_models) == ["a"]
     assert not own.status("b").HasField("expire_time"), "a pinned model is not unloaded for being idle"
+    own.pin("c")
+    own.set(max_concurrent_models=1)
+    try:
+        assert own.loaded() == {"b", "c"}
+        own.pin("b", pinned=False)
+        wait_until(lambda: own.loaded() == {"c"}, "there is one place only, and nothing pins b any more")
+    finally:
+        own.set(max_concurrent_models=2)
 
 
 def test_pins_survive_a_restart(own: Own, start_server: Any, tiny_models: TinyModels) -> None:
@@ -252,7 +264,7 @@ def test_a_load_that_cannot_fit_is_refused_with_both_numbers_and_explained(own: 
             "INSUFFICIENT_MEMORY",
         )
         assert failure.message.startswith("❌ Insufficient memory - This model requires 0.")
-        assert failure.message.endswith("but you have 0.020GB available")
+        assert failure.message.endswith("but you have 0.020GB available; max_model_memory_gb limits it")
         assert int(failure.metadata["required_bytes"]) > int(failure.metadata["available_bytes"])
         chat_failure = fails(lambda: own.ask("b"))
         assert chat_failure.message == failure.message, "a request says the same"
@@ -331,6 +343,20 @@ def test_a_model_leaves_when_its_keep_alive_is_over_and_the_last_request_counts(
     assert own.status("a").HasField("expire_time"), "a request that says nothing brings the setting back"
 
 
+def test_of_two_callers_of_one_load_the_later_keep_alive_counts(own: Own) -> None:
+    own.unload("a")
+    loads = [
+        own.models.LoadModel(
+            model_pb2.LoadModelRequest(name="a", keep_alive=seconds(value)), timeout=CALL_SECONDS
+        )
+        for value in (10, -1)
+    ]
+    assert next(loads[0]).operation.id == next(loads[1]).operation.id
+    for load in loads:
+        assert last_operation(load).HasField("success")
+    assert not own.status("a").HasField("expire_time")
+
+
 def test_the_time_runs_from_the_end_of_a_request(own: Own) -> None:
     """A stream longer than the keep-alive is never cut, and the model stays for the time after it."""
     request = endless("a")
@@ -380,11 +406,11 @@ def test_queued_loads_go_by_priority_which_can_be_changed_and_withdrawn(own: Own
         loads[name][1].start()
         own.wait_queued(name)
     # c has the turn and waits for a place; d is behind it.
-    assert own.queued() == ["d"] and own.status("d").queue_position == 1
+    assert own.queued() == ["c", "d"] and own.status("d").queue_position == 2
     moved = own.models.SetModelPriority(model_pb2.SetModelPriorityRequest(name="d", priority=50))
     assert (moved.name, moved.priority, moved.queue_position) == ("d", 50, 1)
     assert own.snapshot().queue[0].priority == 50 and own.snapshot().queue[0].operation_id
-    assert own.snapshot().status.queued_load_count == 1
+    assert own.queued() == ["d", "c"] and own.snapshot().status.queued_load_count == 2
     loads["c"][0].cancel()  # Nobody else wants it: it leaves the queue at once.
     wait_until(lambda: own.status("c").state == UNLOADED, "the load is withdrawn")
     streams[1].cancel()
@@ -491,3 +517,41 @@ def test_a_load_whose_worker_is_killed_is_tried_again_three_times_at_most(own: O
         killing.set()
         killer.join()
     assert own.load("c").success.state == LOADED, "as soon as nobody kills it"
+
+
+def test_another_attempt_neither_evicts_nor_is_refused_without_need(own: Own) -> None:
+    """With memory for two: a worker that is killed costs the model that is there nothing, nor is it counted twice."""
+    own.have("a")
+    own.unload("b", "c", "d")
+    required = own.models.EstimateLoad(
+        model_pb2.EstimateLoadRequest(name="c", concurrent_request_count=1, tokens_per_request=4096)
+    ).required_bytes
+    spared = own.status("a").process_id
+    own.set(max_model_memory_gb=2.4 * required / 2**30)
+    try:
+        load = own.models.LoadModel(model_pb2.LoadModelRequest(name="c"), timeout=CALL_SECONDS)
+        killed = {spared}
+        for _ in range(3):  # The standby, its replacement, and the worker of the second attempt.
+            wait_until(lambda: any(worker.pid not in killed for worker in own.server.workers()), "a worker")
+            for worker in own.server.workers():
+                if worker.pid not in killed:
+                    killed.add(worker.pid)
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        worker.kill()
+        operation = last_operation(load)
+        assert operation.success.state == LOADED and not operation.load.evicted_models
+        assert own.status("a").process_id == spared
+    finally:
+        own.set(max_model_memory_gb=0.0)
+
+
+def test_a_victim_that_hangs_is_gone_also_when_the_load_is_cancelled(own: Own) -> None:
+    own.have("a", "b")
+    hanging = psutil.Process(own.status("a").process_id)
+    hanging.suspend()
+    load = own.models.LoadModel(model_pb2.LoadModelRequest(name="c"), timeout=CALL_SECONDS)
+    operation = next(load).operation
+    wait_until(lambda: own.status("a").state == model_pb2.MODEL_STATE_UNLOADING, "a has to go")
+    own.models.CancelOperation(model_pb2.CancelOperationRequest(id=operation.id))
+    wait_until(lambda: own.status("a").state == UNLOADED, "a is killed")
+    assert not hanging.is_running()

@@ -235,6 +235,7 @@ def test_max_model_memory(own_system: System, own_models: model_pb2_grpc.ModelSe
     )
     assert (failure.code, failure.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "INSUFFICIENT_MEMORY")
     assert failure.message.startswith("❌ Insufficient memory - This model requires")
+    assert failure.message.endswith("available; max_model_memory_gb limits it")
     status = own_system.GetSystemStatus(system_pb2.GetSystemStatusRequest()).model_manager
     assert status.memory_budget_bytes <= 1024**3 // 16
     update(own_system, "max_model_memory_gb")
@@ -258,7 +259,8 @@ def test_the_gpu_and_the_context_of_models_that_are_loaded_from_then_on(
     failure = fails(
         lambda: own_inference.Generate(completion("word " * 50, model="tiny"), timeout=CALL_SECONDS)
     )
-    assert failure.reason == "CONTEXT_LENGTH_EXCEEDED" and "24" in failure.message
+    assert failure.reason == "CONTEXT_LENGTH_EXCEEDED"
+    assert "24" in failure.message and "max_context_length" in failure.message
     update(own_system, "enable_gpu_acceleration", "max_context_length")
     note = details(own_system)["enable_gpu_acceleration"].note
     assert not note or "no GPU" in note

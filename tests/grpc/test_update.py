@@ -1,5 +1,6 @@
 """Going to a newer revision from the hub: the old one serves meanwhile, and its files go when nobody uses them."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -245,7 +246,7 @@ def test_another_cache_folder_is_for_new_installs_and_the_next_start_tidies_up(
     tmp_path: Path,
 ) -> None:
     """What was installed before is updated and deleted where it is; a server that is killed with a replaced revision
-    in memory leaves it to the next one."""
+    in memory leaves it to the next one, and so one does half a download that nobody repeats."""
     hub.add("acme/early", tiny_models.llama)
     hub.add("acme/late", tiny_models.qwen3)
     first = start(tmp_path / "home", environment, bridge=False, standby_count=0)
@@ -267,10 +268,15 @@ def test_another_cache_folder_is_for_new_installs_and_the_next_start_tidies_up(
     assert Path(early.path).parent == old.parent and old.exists()
     assert Path(install(models, model_id="acme/late").path).is_relative_to(folder)
     first.kill()
+    part = old.parents[2] / "models--acme--forgotten" / ".mlxgui" / "0123.part"
+    part.parent.mkdir(parents=True)
+    part.touch()
+    os.utime(part, (0, 0))
 
     second = start(tmp_path / "home", environment, bridge=False, standby_count=0)
     models = Models(second.channel())
     wait_until(lambda: not old.exists(), "the replaced revision is gone")
+    wait_until(lambda: not part.exists(), "half a download is gone")
     assert Path(early.path).exists()
     removal = models.DeleteModel(model_pb2.DeleteModelRequest(name="early"))
     assert removal.removed_files and not Path(early.path).exists()

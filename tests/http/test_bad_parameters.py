@@ -110,7 +110,7 @@ BAD_QUERIES: list[tuple[str, str, str, list[str]]] = [
     ("GET", "/v1/discover/popular", "limit", [*INTEGERS, "0", "101"]),
     ("GET", "/v1/discover/embeddings", "limit", [*INTEGERS, "0", "101"]),
     ("GET", "/v1/discover/compatible", "limit", [*INTEGERS, "0", "101"]),
-    ("GET", "/v1/discover/compatible", "max_memory_gb", [*NUMBERS, "-1", "1e30"]),
+    ("GET", "/v1/discover/compatible", "max_memory_gb", [*NUMBERS, "-1", "0", "0.0", "1e30"]),
     ("GET", "/v1/operations", "limit", [*INTEGERS, "0", "-1", "1001"]),
     ("GET", "/v1/operations", "include_done", TRUTHS),
     ("GET", "/v1/operations", "page_token", ["x", "-1", "9" * 1000]),

@@ -172,6 +172,20 @@ def test_twenty_are_found_unless_another_limit_is_said(documented: RestSession) 
     assert found(documented, "models", query="no such animal") == []
 
 
+@pytest.mark.usefixtures("sorted_hub")
+@pytest.mark.parametrize("path", ["models", "compatible"])
+def test_pages_lead_to_every_model(documented: RestSession, path: str) -> None:
+    """Each once; the last page says that it is."""
+    ids: list[str] = []
+    parameters: dict[str, Any] = {"query": "wombat", "limit": 10}
+    for _ in range(3):
+        body = documented.get(f"/v1/discover/{path}", params=parameters).json()
+        ids += [model["id"] for model in body["models"]]
+        parameters["page_token"] = body["next_page_token"]
+    assert sorted(ids) == sorted(f"sorted/wombat-{number}" for number in range(24))
+    assert body["next_page_token"] is None
+
+
 def test_popular_is_by_downloads(documented: RestSession) -> None:
     assert found(documented, "popular", limit=3) == [LLAMA_ID, QWEN_ID, INSTALLED_BY_THE_DOCUMENT_ID]
 

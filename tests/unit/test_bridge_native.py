@@ -224,7 +224,7 @@ def test_progress_is_exact_bytes() -> None:
     body = native.operation_json(operation)
     assert body["kind"] == "install"
     assert body["progress"]["phase"] == "downloading"
-    assert (body["progress"]["done_bytes"], body["progress"]["remaining"]) == (123456789, 1.5)
+    assert (body["progress"]["done_bytes"], body["progress"]["remaining_seconds"]) == (123456789, 1.5)
 
 
 def test_the_pages_escape_what_they_show() -> None:

@@ -223,3 +223,10 @@ def test_forgetting_a_value_answers_the_one_that_counts_now() -> None:
     response.details.add(key="server_port", source=system_pb2.SETTING_SOURCE_DEFAULT)
     body = native_system.setting_updated("server_port", request, response)
     assert body == {"key": "server_port", "value": 8000, "updated": True}
+
+
+def test_a_page_of_the_catalogue_says_where_the_next_begins() -> None:
+    """Also one that is empty; null: there is none."""
+    response = model_pb2.SearchCatalogResponse(next_page_token="behind")
+    assert native_system.catalog_page(response) == {"models": [], "total": 0, "next_page_token": "behind"}
+    assert native_system.catalog_page(model_pb2.SearchCatalogResponse())["next_page_token"] is None

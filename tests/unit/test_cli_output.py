@@ -1,5 +1,6 @@
 """What people and programs read: quantities in words, tables, JSON, sentences."""
 
+import io
 import json
 import shlex
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+from rich.console import Console
 
 from mlxgui.v1 import common_pb2, model_pb2, system_pb2
 from mlxgui_grpc.cli import doctor, failures, lifetime, models, output, progress, residents, settings, top
@@ -77,6 +79,39 @@ def test_plain_tables_are_aligned_and_never_cut() -> None:
         "x" * 120 + "  1",
         "y",
     ]
+
+
+def test_what_a_terminal_would_obey_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Text of a hub or a model's author, in tables and pairs: no title, no colour, one line."""
+    evil, tame = "\x1b]0;title\x07a\nb\x9b2J", "\ufffd]0;title\ufffda b\ufffd2J"
+    assert output.plain_table(["A"], [[evil]]) == ["A", tame]
+    output.print_pairs([("description", evil)])
+    assert capsys.readouterr().out == f"description  {tame}\n"
+    assert drawn(80, ["A"], [[evil]])[1] == tame
+    assert output.printable("日本語 ✅ é") == "日本語 ✅ é"
+
+
+def drawn(width: int, columns: list[str], rows: list[list[str]]) -> list[str]:
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(output.rich_table(columns, rows, width))
+    assert isinstance(console.file, io.StringIO)
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+def test_a_table_on_a_narrow_terminal_keeps_its_first_column() -> None:
+    """The others are cut, and those to the right go, before a name is; one that is very long is cut too."""
+    columns = ["NAME", "STATE", "MEMORY", "NOTE"]
+    row = ["a" * 30, "queued, place 1", "999.5 MB", "words " * 10]
+    assert drawn(200, columns, [row])[1].split("  ") == [row[0], row[1], row[2], row[3].rstrip()]
+    assert drawn(80, columns, [row])[1].startswith(f"{row[0]}  queued, place 1  999.5 MB  words")
+    for width, count in ((60, 3), (50, 2), (35, 1), (30, 1)):
+        lines = drawn(width, columns, [row])
+        assert lines[0].split() == columns[:count] and lines[1].startswith(row[0])
+        assert all(len(line) <= width for line in lines) and len(lines) == 2
+    assert "999.5 MB" in drawn(60, columns, [row])[1]
+    assert drawn(62, columns, [["b" * 100, *row[1:]]])[1].startswith("b" * 39 + "…  queued")
+    assert drawn(20, columns, [row])[1] == "a" * 19 + "…"
+    assert drawn(20, columns, []) == ["NAME  STATE  MEMORY"]
 
 
 def test_json_has_numbers_words_and_nulls() -> None:

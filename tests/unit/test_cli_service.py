@@ -49,6 +49,8 @@ def test_the_environment_has_what_the_server_reads_and_no_secret(tmp_path: Path)
         "MLX_GUI_HOME": "/elsewhere",
         "MLX_GUI_TARGET": "somewhere:1",
         "MLX_GUI_DEBUG": "1",
+        "MLX_GUI_FAILPOINT": "catalog.before-write:kill",
+        "MLX_GUI_HANDOVER": "{}",
         "HF_HUB_CACHE": "",
         "HF_XET_CACHE": "two\nlines",
         "PATH": "/bin",
@@ -62,6 +64,21 @@ def test_the_environment_has_what_the_server_reads_and_no_secret(tmp_path: Path)
     }
     assert secrets_left_out(environ) == sorted(SECRETS)
     assert secrets_left_out({"HF_TOKEN": ""}) == []
+
+
+def test_an_address_with_a_password_is_a_secret(
+    tools: "RecordedCalls", tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A user alone may be a token."""
+    for url in ("https://u:hunter2@mirror", "https://hunter2@mirror/x"):
+        environ = {"HF_ENDPOINT": url, "HF_HOME": "/a@b", "HOME": str(tmp_path)}
+        assert service_environment(tmp_path, environ) == {"HF_HOME": "/a@b", "MLX_GUI_HOME": str(tmp_path)}
+        assert secrets_left_out(environ) == ["HF_ENDPOINT"]
+    service.install(tmp_path / "state", False, environ, "linux")
+    output = capsys.readouterr()
+    assert "HF_ENDPOINT" in output.err and "hub_endpoint" in output.err
+    assert "hunter2" not in output.out + output.err
+    assert all(b"hunter2" not in path.read_bytes() for path in tmp_path.rglob("*mlxgui*") if path.is_file())
 
 
 def test_the_property_list_runs_it_at_login_and_after_a_failure() -> None:
@@ -122,10 +139,10 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RecordedCalls:
     script = f"""#!/bin/sh
     echo "$(basename "$0") $*" >> {folder}/calls
     case "$*" in
-      *show*) cat {folder}/show; exit 0;;
+      *show*) test -e {folder}/no-bus || {{ cat {folder}/show; exit 0; }};;
       print*) cat {folder}/print 2>/dev/null; exit;;
     esac
-    test -e {folder}/broken || exit 0
+    test -e {folder}/broken || test -e {folder}/no-bus || exit 0
     echo "Failed to connect to bus" >&2; exit 1
     """
     (folder / "show").write_text("ActiveState=inactive\nSubState=dead\nMainPID=0\nResult=success\n")
@@ -280,6 +297,13 @@ def test_its_state_is_told_in_the_words_of_its_host(
     assert told["state"] == words
     service.status(tmp_path, False, environ, platform)
     assert words in capsys.readouterr().out
+
+
+def test_without_a_session_the_ways_out_are_told(tools: RecordedCalls, tmp_path: Path) -> None:
+    """As over `su` or in a container that has systemctl."""
+    (tmp_path / "bin" / "no-bus").touch()
+    with pytest.raises(CommandError, match=r"connect to bus: log in with a session, or use .*--print"):
+        service.install(tmp_path, False, {"HOME": str(tmp_path)}, "linux")
 
 
 def test_print_changes_nothing(

@@ -29,11 +29,11 @@ def test_flags_go_before_the_environment_and_that_before_the_file(tmp_path: Path
 def test_what_is_stored_goes_between_the_environment_and_the_file(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text('port = 1\nmax_concurrent_models = 1\ndefault_model = "file"\n')
     options = load_options(
-        {"home": tmp_path, "max_context_length": 5}, {"MLX_GUI_MAX_CONCURRENT_MODELS": "2"}
+        {"home": tmp_path, "max_context_length": 50}, {"MLX_GUI_MAX_CONCURRENT_MODELS": "2"}
     )
-    stored = {"port": 7, "max_concurrent_models": 7, "max_context_length": 7, "hub_cache": "/models"}
+    stored = {"port": 7, "max_concurrent_models": 7, "max_context_length": 70, "hub_cache": "/models"}
     config = options.config(stored)
-    assert (config.port, config.max_concurrent_models, config.max_context_length) == (7, 2, 5)
+    assert (config.port, config.max_concurrent_models, config.max_context_length) == (7, 2, 50)
     assert (config.default_model, config.hub_cache) == ("file", Path("/models"))
     assert [options.find(name, stored)[1] for name in (*stored, "default_model", "log_level")] == [
         Source.STORED,
@@ -101,7 +101,8 @@ def test_host_and_all_interfaces_are_one_option_and_the_stronger_source_says(
         ("max_concurrent_models", "max_concurrent_models = 0", "between 1 and 64"),
         ("model_inactivity_timeout_minutes", "model_inactivity_timeout_minutes = 0", "between 1 and 10080"),
         ("max_model_memory_gb", "max_model_memory_gb = nan", "between 0 and 65536"),
-        ("max_context_length", "max_context_length = -1", "between 0 and 16777216"),
+        ("max_context_length", "max_context_length = -1", "between 16 and 16777216"),
+        ("max_context_length", "max_context_length = 15", "between 16 and 16777216"),
         ("preload_models", f"preload_models = {['m'] * 17}", "more than 16"),
         ("preload_models", 'preload_models = "m"', "is not a list of names"),
         ("max_waiting_requests", "max_waiting_requests = -1", "between 0"),
@@ -109,6 +110,9 @@ def test_host_and_all_interfaces_are_one_option_and_the_stronger_source_says(
         ("api_key", "require_key = true\ninsecure = true", "a key is required"),
         ("tls_key", 'tls_certificate = "/c.pem"', "go together"),
         ("colour", 'colour = "red"', "unknown option"),
+        ("server_port", "server_port = 1", "called port here"),
+        ("huggingface_cache_dir", 'huggingface_cache_dir = "/"', "called hub_cache here"),
+        ("home", 'home = "/"', "--home or MLX_GUI_HOME"),
     ],
 )
 def test_what_an_option_cannot_be_is_refused_by_name(
@@ -117,6 +121,18 @@ def test_what_an_option_cannot_be_is_refused_by_name(
     with pytest.raises(InvalidRequestError, match=words) as raised:
         load(tmp_path, toml)
     assert raised.value.field == field
+
+
+def test_a_value_of_another_type_is_refused_by_its_place(tmp_path: Path) -> None:
+    """Not by a place where it could have been said as well."""
+    for toml, environ, flags, place in (
+        ('port = "x"', {}, {}, str(tmp_path / "config.toml")),
+        ("", {"MLX_GUI_PORT": "x"}, {}, "MLX_GUI_PORT"),
+        ("", {}, {"port": "x"}, "--port"),
+    ):
+        with pytest.raises(InvalidRequestError) as refused:
+            load(tmp_path, toml, environ, **flags)
+        assert refused.value.message == f"port in {place}: 'x' is not a whole number"
 
 
 def test_tls_files_that_are_none_are_refused(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlxgui_grpc.discovery_entry import description, fit, is_loadable, model_type
+from mlxgui_grpc.discovery_entry import description, fit, is_loadable, kind, model_type, not_served
 from mlxgui_grpc.hub_frames import Repository
 
 GIB = 1024**3
@@ -58,6 +58,45 @@ def test_plain_safetensors_of_a_known_architecture_load() -> None:
     assert is_loadable(Repository(ID, **plain), architectures)  # type: ignore[arg-type]
     for change in ({"has_safetensors": False}, {"architecture": "own"}, {"quantization_method": "gptq"}):
         assert not is_loadable(Repository(ID, **{**plain, **change}), architectures)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("facts", "loads", "refused"),
+    [
+        ({}, True, ""),
+        ({"architecture": "llama", "pipeline_tag": "text-generation"}, True, ""),
+        ({"architecture": "frobnicate"}, False, "frobnicate"),
+        ({"architecture": "frobnicate", "pipeline_tag": "text-generation"}, False, "frobnicate"),
+        ({"architecture": "frobnicate", "type": "text"}, False, "frobnicate"),
+        ({"type": "text"}, False, "such"),
+        ({"architecture": "llama", "pipeline_tag": "image-text-to-text"}, True, "vision"),
+        ({"architecture": "llava", "pipeline_tag": "any-to-any"}, True, "vision"),
+        ({"architecture": "llava", "type": "vision", "pipeline_tag": "text-generation"}, True, "vision"),
+        ({"architecture": "llama", "type": "text", "pipeline_tag": "image-text-to-text"}, True, ""),
+        ({"architecture": "llama", "type": "text", "pipeline_tag": "feature-extraction"}, True, "embedding"),
+        ({"architecture": "bert", "type": "embedding"}, True, "embedding"),
+        ({"architecture": "kokoro", "pipeline_tag": "text-to-speech"}, True, "audio"),
+        ({"pipeline_tag": "text-to-image"}, True, "text-to-image"),
+    ],
+)
+def test_a_tag_is_no_promise_that_this_version_serves_it(
+    facts: dict[str, object], loads: bool, refused: str
+) -> None:
+    """What MLX loads and what this version serves are two questions; the verdict names what it does not serve."""
+    architectures = frozenset({"llama"})
+    repository = Repository(ID, **MLX, **facts)  # type: ignore[arg-type]
+    assert is_loadable(repository, architectures) is loads
+    refusal = not_served(repository, architectures)
+    assert refusal == (f"❌ This version does not serve {refused} models" if refused else "")
+    verdict = fit(repository, is_loadable=loads, refusal=refusal, required_bytes=1, available_bytes=GIB)
+    assert verdict.is_compatible is (not refused) and (not refused or verdict.message == refusal)
+
+
+def test_a_kind_is_what_the_files_say_before_what_a_tag_says() -> None:
+    """Where both are about text and images: such tags are inherited."""
+    assert kind(Repository(ID, type="text", pipeline_tag="image-text-to-text")) == "text"
+    assert kind(Repository(ID, type="text", pipeline_tag="automatic-speech-recognition")) == "audio"
+    assert kind(Repository(ID)) == ""
 
 
 @pytest.mark.parametrize(

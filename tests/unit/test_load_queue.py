@@ -13,12 +13,13 @@ async def _run(tickets: list[Ticket]) -> list[str]:
     first = asyncio.Event()
 
     async def hold() -> None:
-        async with queue.turn(Ticket("first")):
+        async with queue.turn(Ticket("first", needs_room=False)):
             await first.wait()
 
     async def wait(ticket: Ticket) -> None:
         async with queue.turn(ticket):
-            assert queue.position(ticket) == 0, "who has the turn does not wait"
+            ticket.needs_room = False
+            assert queue.position(ticket) == 0, "who has room does not wait"
             order.append(ticket.model)
 
     holder = asyncio.create_task(hold())
@@ -37,7 +38,7 @@ async def _run(tickets: list[Ticket]) -> list[str]:
 
 
 def test_larger_priorities_go_first_and_equal_ones_in_order() -> None:
-    now = time.time()
+    now = time.monotonic()
     tickets = [
         Ticket(f"{priority}-{i}", priority, now + i * 0.001) for i, priority in enumerate((0, 5, 0, 5, -3))
     ]
@@ -45,8 +46,8 @@ def test_larger_priorities_go_first_and_equal_ones_in_order() -> None:
 
 
 def test_whoever_has_waited_long_enough_comes_before_any_priority() -> None:
-    now = time.time()
-    tickets = [Ticket("late", 100, now), Ticket("patient", -100, now - 201.0)]
+    now = time.monotonic()
+    tickets = [Ticket("late", 100, begin=now), Ticket("patient", -100, begin=now - 201.0)]
     assert asyncio.run(_run(tickets)) == ["patient", "late"]
 
 
@@ -86,3 +87,55 @@ def test_tickets_that_are_moved_or_given_up_leave_the_others_in_order() -> None:
 
     for seed in range(20):
         asyncio.run(play(seed))
+
+
+def test_a_turn_passes_over_a_ticket_that_is_being_given_up() -> None:
+    """In the step between its cancellation and the moment its owner learns of it."""
+
+    async def play() -> None:
+        queue = LoadQueue()
+        go = asyncio.Event()
+
+        async def wait(name: str, until: asyncio.Event | None = None) -> str:
+            async with queue.turn(Ticket(name)):
+                if until is not None:
+                    await until.wait()
+            return name
+
+        holder = asyncio.create_task(wait("holder", go))
+        await asyncio.sleep(0)
+        leaving, staying = asyncio.create_task(wait("leaving")), asyncio.create_task(wait("staying"))
+        await asyncio.sleep(0)
+        go.set()
+        leaving.cancel()
+        async with asyncio.timeout(30):
+            assert await holder == "holder" and await staying == "staying"
+        assert leaving.cancelled() and not queue.tickets()
+
+    asyncio.run(play())
+
+
+def test_who_waits_for_room_is_seen_first_and_can_be_overtaken() -> None:
+    async def play() -> None:
+        queue = LoadQueue()
+        holder, other = Ticket("holder"), Ticket("other")
+
+        async def wait() -> None:
+            async with queue.turn(other):
+                pass
+
+        async with queue.turn(holder):
+            task = asyncio.create_task(wait())
+            await asyncio.sleep(0)
+            holder.needs_room = False
+            assert [ticket.model for ticket in queue.tickets()] == ["other"]
+            holder.needs_room = True
+            assert [queue.position(ticket) for ticket in (holder, other)] == [1, 2]
+            assert not queue.is_overtaken(holder)
+            queue.move(other, 50)
+            assert queue.is_overtaken(holder)
+            queue.move(holder, 60)
+            assert not queue.is_overtaken(holder)
+        await task
+
+    asyncio.run(play())

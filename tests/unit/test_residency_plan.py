@@ -58,6 +58,15 @@ def test_what_can_never_fit_is_refused_with_both_numbers() -> None:
     assert found.reclaimable_bytes == 12 * GIB
 
 
+def test_a_refusal_names_the_setting_that_leaves_no_room() -> None:
+    """After the document's sentence, and only where the machine would have had it."""
+    for is_capped, words in ((True, "; max_model_memory_gb limits it"), (False, "")):
+        refusal = plan_load("new", 8 * GIB, [], Room(4 * GIB, 4 * GIB, 3, is_capped)).refusal
+        assert refusal is not None and refusal.message == (
+            f"❌ Insufficient memory - This model requires 8.0GB but you have 4.0GB available{words}"
+        )
+
+
 def test_what_only_running_requests_keep_out_is_not_refused() -> None:
     found = plan(14, occupant("busy", 8, is_busy=True))
     assert found.refusal is None and found.victims == ("busy",)

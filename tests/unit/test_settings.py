@@ -94,13 +94,13 @@ async def test_the_defaults_are_the_documented_ones(catalog: Catalog, tmp_path: 
         ("model_inactivity_timeout_minutes", [1, 10_080], [0, 10_081]),
         ("enable_system_tray", [False], [0]),
         ("log_level", ["DEBUG", "ERROR"], ["", "LOUD", 10]),
-        ("huggingface_cache_dir", ["", "/models"], ["models", "~/models", "/a\0b", "/" + "x" * 5000]),
+        ("huggingface_cache_dir", ["", "/models", "/"], ["models", "~/models", "/a\0b", "/" + "x" * 5000]),
         ("enable_gpu_acceleration", [False], [None]),
         ("bind_to_all_interfaces", [True], ["yes"]),
         ("max_concurrent_models", [1, 64], [0, 65]),
         ("default_model", ["", "m", "acme/m"], ["x" * 513, " ", ["m"]]),
         ("preload_models", [[], ["m"] * 16], [["m"] * 17, [""], ["x" * 513], "m", [1]]),
-        ("max_context_length", [0, 16_777_216], [-1, 16_777_217]),
+        ("max_context_length", [0, 16, 16_777_216], [-1, 1, 15, 16_777_217]),
         ("max_model_memory_gb", [0, 0.5, 65_536.0], [-0.1, math.nan, math.inf, "8"]),
     ],
 )
@@ -111,6 +111,12 @@ def test_a_value_is_of_its_type_and_in_its_range(key: str, good: list[Any], bad:
         with pytest.raises(InvalidRequestError, match=key) as refused:
             checked(SETTINGS[key], value)
         assert refused.value.field == f"settings.{key}"
+
+
+def test_a_folder_has_one_spelling() -> None:
+    """Two slashes at its beginning mean nothing else than one."""
+    for text in ("/models/", "//models", "///models", "/a/../models/."):
+        assert checked(SETTINGS["huggingface_cache_dir"], text) == "/models"
 
 
 async def test_a_change_is_in_effect_and_durable_and_all_or_none(catalog: Catalog, tmp_path: Path) -> None:
@@ -157,8 +163,7 @@ async def test_a_flag_or_variable_goes_before_what_is_stored_and_the_note_says_s
 ) -> None:
     given = options(tmp_path, "", {"MLX_GUI_LOG_LEVEL": "error"}, port=1234)
     settings = Settings(given, catalog)
-    with taken_port() as port:  # Nobody will listen there: the flag says where.
-        await settings.update({"server_port": port, "log_level": "DEBUG"})
+    await settings.update({"server_port": free_port(), "log_level": "DEBUG"})
     for key, value, source, word in (
         ("server_port", 1234, Source.FLAG, "--port"),
         ("log_level", "ERROR", Source.ENVIRONMENT, "MLX_GUI_LOG_LEVEL"),
@@ -167,6 +172,80 @@ async def test_a_flag_or_variable_goes_before_what_is_stored_and_the_note_says_s
         assert (settings.value(key), detail.source, detail.pending_restart) == (value, source, False)
         assert word in detail.note and catalog.settings()[key] in detail.note
     assert Settings(options(tmp_path), catalog).value("log_level") == "DEBUG"
+
+
+async def test_what_a_flag_hides_is_checked_as_if_it_counted(catalog: Catalog, tmp_path: Path) -> None:
+    """And is no good value of a start: that has not tried it."""
+    before = Settings(options(tmp_path), catalog)
+    good = free_port()
+    await before.update({"server_port": good, "max_concurrent_models": 2})
+    await Settings(options(tmp_path), catalog).note_start()
+    hidden = options(tmp_path, "", {"MLX_GUI_HUB_CACHE": str(tmp_path)}, port=1234, host="127.0.0.1")
+    settings = Settings(hidden, catalog)
+    with taken_port() as port:
+        for values in (
+            {"server_port": port},
+            {"huggingface_cache_dir": "/proc/nope"},
+            {"bind_to_all_interfaces": True},
+        ):
+            with pytest.raises(InvalidRequestError) as refused:
+                await settings.update(values)
+            assert refused.value.field == f"settings.{next(iter(values))}"
+        await settings.update({"server_port": free_port(), "max_concurrent_models": 5})
+        flagged = Settings(hidden, catalog)
+        await flagged.note_start()
+        no_bridge = Settings(options(tmp_path, bridge=False), catalog)
+        await no_bridge.note_start()
+        assert json.loads(catalog.settings()["last_good"]) == {
+            "server_port": good,
+            "max_concurrent_models": 5,
+        }
+    again = Settings(options(tmp_path), catalog)
+    assert again.config.port not in (good, 1234) and again.fall_back("no") and again.config.port == good
+
+
+async def test_a_folder_that_was_good_once_and_has_gone_is_given_up(catalog: Catalog, tmp_path: Path) -> None:
+    """Its disk is not there: what was good at the last start is as bad as what is stored now."""
+    cache = tmp_path / "disk" / "cache"
+    cache.mkdir(parents=True)
+    await Settings(options(tmp_path), catalog).update({"huggingface_cache_dir": str(cache)})
+    await Settings(options(tmp_path), catalog).note_start()
+    assert str(cache) in catalog.settings()["last_good"]
+    cache.rmdir()
+    cache.parent.rmdir()
+    cache.parent.write_text("not mounted")
+    settings = Settings(options(tmp_path), catalog)
+    await settings.note_start()
+    assert settings.config.hub_cache is None and settings.value("huggingface_cache_dir") == ""
+    assert "cannot be written to" in settings.detail("huggingface_cache_dir").note
+    cache.parent.unlink()
+    assert Settings(options(tmp_path), catalog).config.hub_cache == cache
+
+
+async def test_a_restart_that_could_not_start_is_refused(catalog: Catalog, tmp_path: Path) -> None:
+    """By config.toml as it is then, below the flags and variables of this start."""
+    settings = Settings(options(tmp_path, "port = 1234", max_concurrent_models=2), catalog)
+    settings.rest_port, settings.grpc_port = 1234, 50051
+    await settings.check_restart()
+    file = tmp_path / "config.toml"
+    with taken_port() as port:
+        for text, field in (
+            ('port = "x"', "port"),
+            ("port = ", "config.toml"),
+            ("colour = 1", "colour"),
+            ('host = "0.0.0.0"', "host"),
+            ("max_concurrent_requests = 0", "max_concurrent_requests"),
+            (f"grpc_port = {port}", "grpc_port"),
+            (f"port = {port}", "port"),
+        ):
+            file.write_text(text)
+            with pytest.raises(InvalidRequestError) as refused:
+                await settings.check_restart()
+            assert refused.value.field == field
+        await settings.update({"server_port": 0})
+        await settings.check_restart()
+    file.unlink()
+    await settings.check_restart()
 
 
 async def test_the_address_and_the_preloads_wait_for_a_restart(catalog: Catalog, tmp_path: Path) -> None:
@@ -239,8 +318,7 @@ async def test_stored_values_that_cannot_be_used_are_passed_over_and_named(
         assert settings.value(key) == value
         assert "could not be used at the start" in settings.detail(key).note
         assert any(key in record.message and record.levelname == "ERROR" for record in caplog.records)
-    assert settings.detail("huggingface_cache_dir").pending_restart
-    assert not settings.detail("max_concurrent_models").pending_restart
+        assert not settings.detail(key).pending_restart, "it waits for more than a restart"
     await settings.update({"max_concurrent_models": 4})
     assert settings.value("max_concurrent_models") == 4 and not settings.detail("max_concurrent_models").note
 
@@ -260,14 +338,14 @@ async def test_a_start_that_fails_falls_back_to_the_last_good_address_then_to_no
     assert third.config.port == bad
     assert third.fall_back("it is used by process 1") and third.config.port == good
     detail = third.detail("server_port")
-    assert detail.pending_restart and "process 1" in detail.note and str(bad) in detail.note
+    assert not detail.pending_restart and "process 1" in detail.note and str(bad) in detail.note
     assert third.value("max_concurrent_models") == 2
     assert third.fall_back("that too") and third.config.port == 8000
     assert not third.fall_back("and that")
     await third.update(
         {"max_concurrent_models": 5}
     )  # What failed does not stand in the way of other changes.
-    assert third.detail("server_port").pending_restart and third.value("server_port") == 8000
+    assert "process 1" in third.detail("server_port").note and third.value("server_port") == 8000
 
     flagged = Settings(options(tmp_path, port=bad), catalog)
     assert not flagged.fall_back("the flag is to blame")
@@ -277,11 +355,13 @@ async def test_a_start_without_the_key_that_was_there_is_not_bound_to_all(
     catalog: Catalog, tmp_path: Path
 ) -> None:
     with_key = Settings(options(tmp_path, "", {"MLX_GUI_API_KEY": "k"}), catalog)
-    await with_key.update({"bind_to_all_interfaces": True})
+    port = free_port()
+    await with_key.update({"bind_to_all_interfaces": True, "server_port": port})
     without = Settings(options(tmp_path), catalog)
+    assert without.config.port == port and not without.detail("server_port").note, "it is not to blame"
     assert without.config.host == "127.0.0.1" and without.value("bind_to_all_interfaces") is False
     detail = without.detail("bind_to_all_interfaces")
-    assert detail.pending_restart and "MLX_GUI_API_KEY" in detail.note
+    assert not detail.pending_restart and "MLX_GUI_API_KEY" in detail.note
 
 
 async def test_what_has_no_effect_says_so(catalog: Catalog, tmp_path: Path) -> None:
@@ -307,7 +387,7 @@ async def test_a_request_without_a_model_is_for_the_default_one(catalog: Catalog
         settings.find_model("default")
     await settings.update({"default_model": "gone"})
     assert "gone" in settings.detail("default_model").note
-    with pytest.raises(ModelNotFoundError, match="gone"):
+    with pytest.raises(ModelNotFoundError, match=r"'gone' not found: .* set default_model .* pull"):
         settings.find_model("")
     await settings.update({"default_model": "m"})
     assert settings.find_model("").name == settings.find_model("Default").name == "m"

@@ -1080,7 +1080,9 @@ class EstimateLoadResponse(_message.Message):
     reclaimable_bytes: _builtins.int
     """Memory that would be free after evicting every idle model."""
     memory_warning: _builtins.str
-    """Says that the load would take more than 80 % of the budget, as a sentence. Empty otherwise."""
+    """Says that the load would take more than 80 % of the budget, or that the requests asked about could not all run at
+    once, as a sentence. Empty otherwise.
+    """
     already_loaded: _builtins.bool
     """Whether the model is in memory already, so that nothing would happen."""
     @_builtins.property

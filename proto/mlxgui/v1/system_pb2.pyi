@@ -742,7 +742,7 @@ class Settings(_message.Message):
     such requests are refused.
     """
     max_context_length: _builtins.int
-    """Most tokens of prompt and completion together, for every model. Range [0, 16777216]. 0, the default: what each
+    """Most tokens of prompt and completion together, for every model. Range [16, 16777216]. 0, the default: what each
     model was made for. For models that are loaded from then on.
     """
     max_model_memory_gb: _builtins.float

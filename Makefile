@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+TEST_PROCESSES ?= 2
 FUZZ_CASES ?= 100000
 FUZZ_NAMES ?= 10000
 FUZZ_SEED ?= 1
@@ -29,7 +30,7 @@ hub: env-dev ## a stand-in for the model hub on loopback, to try `pull` against
 	@exec $(BIN)/python -m tests.loopback_hub $(ARGS)
 
 test: env-dev ## every test, from nothing (ARGS='-k stream' for some)
-	@exec tools/openblas.sh $(BIN)/python -m pytest $(ARGS)
+	@exec tools/openblas.sh $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
 fuzz: env-dev ## odd HTTP bodies and names by the ten thousand (FUZZ_CASES, FUZZ_NAMES, FUZZ_SEED); make test runs 300, 100
 	@FUZZ_CASES=$(FUZZ_CASES) FUZZ_NAMES=$(FUZZ_NAMES) FUZZ_SEED=$(FUZZ_SEED) exec tools/openblas.sh $(BIN)/python -m pytest -m campaign tests/http $(ARGS)

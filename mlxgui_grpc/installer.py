@@ -398,7 +398,8 @@ class Installer:
             "error_message": "",
             **described(found, branch),
         }
-        async with self._registering:
+        # Nobody sweeps between the mark on the old files and the entry that leaves them.
+        async with self._registering, self._claims.removing:
             if existing := self._catalog.find(name):
                 if existing.path != path:
                     if existing.huggingface_id.lower() == huggingface_id.lower() != "":

@@ -148,8 +148,7 @@ class Loader:
             if not isinstance(error, ModelServerError):
                 log.exception("loading %s failed", model.name)
             message = error.message if isinstance(error, ModelServerError) else str(error)
-            with contextlib.suppress(ModelNotFoundError):
-                await self._catalog.update(model.name, error_message=message)
+            await self._note(model.name, error_message=message)
             self._budget.learn_failure(error)
             if isinstance(error, ModelServerError) and not isinstance(
                 error, EngineDeadError | ModelLoadFailedError | OutOfMemoryError
@@ -285,8 +284,16 @@ class Loader:
         required = resident.used_bytes + resident.estimate.kv_bytes + resident.estimate.prefill_bytes
         is_news = abs(required - model.memory_bytes) > 0.05 * model.memory_bytes
         if model.error_message or is_news:
-            with contextlib.suppress(ModelNotFoundError):
-                await self._catalog.update(model.name, error_message="", memory_bytes=required)
+            await self._note(model.name, error_message="", memory_bytes=required)
+
+    async def _note(self, name: str, **facts: Any) -> None:
+        """Write down what a load has shown. A disk that is full changes nothing about the load itself."""
+        try:
+            await self._catalog.update(name, **facts)
+        except ModelNotFoundError:
+            pass  # It was deleted meanwhile.
+        except ModelServerError as error:
+            log.warning("what the load of %s has shown was not written down: %s", name, error.message)
 
     def _show(self, resident: Resident, **stage: Any) -> None:
         """Tell those who follow a load how far it is."""

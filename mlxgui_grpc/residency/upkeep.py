@@ -1,13 +1,12 @@
 """Looks after the models in memory: idle ones leave, limits hold, and a model whose worker died comes back."""
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
 
 from mlxgui_grpc.catalog import Catalog, InstalledModel
-from mlxgui_grpc.errors import ModelNotFoundError, ModelServerError, ServerDrainingError
+from mlxgui_grpc.errors import ModelServerError, ServerDrainingError
 from mlxgui_grpc.residency.budget import Budget
 from mlxgui_grpc.residency.loader import RECOVERABLE
 from mlxgui_grpc.residency.residents import Resident
@@ -116,5 +115,7 @@ class Upkeep:
             log.warning("%s was not loaded again: %s", resident.name, error.message)
 
     async def _note_failure(self, model: InstalledModel, message: str) -> None:
-        with contextlib.suppress(ModelNotFoundError):
+        try:
             await self._catalog.update(model.name, error_message=message)
+        except ModelServerError as error:
+            log.warning("why %s stays unloaded was not written down: %s", model.name, error.message)

@@ -47,6 +47,7 @@ messages: dict[type[msgspec.Struct], st.SearchStrategy[Any]] = {
     frames.Ready: st.builds(
         frames.Ready, texts, st.dictionaries(texts, texts, max_size=3), texts, keys, st.booleans()
     ),
+    frames.Warming: st.builds(frames.Warming),
     frames.Loaded: st.builds(frames.Loaded, keys, st.booleans(), keys, finite, keys, keys),
     frames.Accepted: st.builds(frames.Accepted, key_tuples, keys),
     frames.Prefilled: st.builds(frames.Prefilled, key_tuples, keys, keys),

@@ -87,6 +87,9 @@ def failure_of_call(error: grpc.RpcError, place: str) -> ModelServerError:
                 retry_after_seconds = retry_info.retry_delay.ToTimedelta().total_seconds()
     if not info.reason and code is StatusCode.UNAVAILABLE:
         return ServerUnreachableError.of_transport(place, message)
+    if not info.reason and (code, message) == (StatusCode.CANCELLED, "CANCELLED"):
+        # A caller's own cancellation says so in other words: this is how gRPC cuts what runs when its server stops.
+        return ServerUnreachableError(f"The server {place} ended before it had answered: see `mlxgui logs`")
     return _failure(info.reason, code, message, field, retry_after_seconds, dict(info.metadata))
 
 

@@ -18,7 +18,7 @@ import pytest
 from mlxgui_grpc.engine import frames
 from mlxgui_grpc.engine.calls import Call
 from mlxgui_grpc.engine.control_group import MemoryGroup
-from mlxgui_grpc.engine.supervisor import WorkerConfig, WorkerProcess
+from mlxgui_grpc.engine.supervisor import MEMORY_SAMPLE_SECONDS, WorkerConfig, WorkerProcess
 from mlxgui_grpc.errors import EngineDeadError, ModelLoadFailedError, OutOfMemoryError
 from tests.conftest import TinyModels
 from tests.support_models import build_tiny
@@ -138,6 +138,9 @@ async def test_a_prompt_beyond_the_limits_is_out_of_memory(spawn: Spawn, tiny_mo
     worker = await spawn()
     await asyncio.wait_for(worker.load("long", tiny_models.long), WAIT_SECONDS)
     leave(worker, resource.RLIMIT_DATA, 60 * MIB)
+    await asyncio.sleep(
+        2 * MEMORY_SAMPLE_SECONDS
+    )  # The samples of the load are over: the next one sees the limit.
     with pytest.raises(OutOfMemoryError, match="limit"):
         await end_of(worker.submit([LONG_PROMPT], frames.Sampling(), 1, 0))
     await expect_memory_death(worker)

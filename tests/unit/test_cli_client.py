@@ -114,6 +114,8 @@ def test_a_broken_transport_is_unreachable_and_names_the_way_out(details: str, w
 def test_failures_without_a_known_reason_go_by_their_status() -> None:
     """Those of gRPC itself, and reasons of a newer server."""
     newer = error_details_pb2.ErrorInfo(reason="INVENTED_LATER")
+    cut = failure_of_call(FailedCall(grpc.StatusCode.CANCELLED, "CANCELLED"), "in /h")
+    assert isinstance(cut, ServerUnreachableError) and "ended before" in cut.message
     too_large = failure_of_call(FailedCall(grpc.StatusCode.RESOURCE_EXHAUSTED, "larger than max"), "")
     invalid = failure_of_call(FailedCall(grpc.StatusCode.INVALID_ARGUMENT, "no", newer), "")
     unknown = failure_of_call(FailedCall(grpc.StatusCode.UNKNOWN, "?", newer), "")

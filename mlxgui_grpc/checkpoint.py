@@ -20,6 +20,7 @@ from typing import Any
 from mlxgui_grpc import memory
 from mlxgui_grpc.errors import ModelIncompatibleError, ModelUnsafeError
 from mlxgui_grpc.model_types import SERVED_TYPES, type_of
+from mlxgui_grpc.untrusted_json import mapping, positive
 
 DATA_SUFFIXES = frozenset({".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken", ".npz"})
 """What a view may hold; Python files and pickles are left out of it, whatever they are called otherwise."""
@@ -78,10 +79,10 @@ def inspect(path: Path) -> Checkpoint:
         )
     headers = [_read_header(file) for file in weights]
     weight_bytes = sum(size for size, _ in headers)
-    text_config = {**config, **_mapping(config.get("text_config"))}
+    text_config = {**config, **mapping(config.get("text_config"))}
     template = _template(path)
-    quantization = _mapping(config.get("quantization") or config.get("quantization_config"))
-    context_length = _integer(text_config.get("max_position_embeddings"))
+    quantization = mapping(config.get("quantization") or config.get("quantization_config"))
+    context_length = positive(text_config.get("max_position_embeddings"))
     per_token = memory.kv_bytes_per_token(config)
     memory_bytes = memory.estimate(weight_bytes, per_token, context_length=context_length).required_bytes
     parameter_count = sum(count for _, count in headers)
@@ -97,7 +98,7 @@ def inspect(path: Path) -> Checkpoint:
         kv_bytes_per_token=per_token,
         memory_bytes=memory_bytes,
         parameter_count=parameter_count,
-        quantization_bits=_integer(quantization.get("bits")),
+        quantization_bits=positive(quantization.get("bits")),
         has_chat_template=bool(template),
         template=template,
     )
@@ -315,17 +316,9 @@ def _template(path: Path) -> str:
             continue
         if file.suffix == ".jinja":
             return file.read_text(encoding="utf-8", errors="replace")
-        content = _mapping(_read_json(file))
+        content = mapping(_read_json(file))
         if template := content.get("chat_template"):
             return template if isinstance(template, str) else json.dumps(template)
         if content.get("chat_template_type"):
             return str(content["chat_template_type"])
     return ""
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _integer(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31 else 0

@@ -34,6 +34,7 @@ from mlxgui_grpc.hub_frames import (
     SearchJob,
 )
 from mlxgui_grpc.model_types import type_of
+from mlxgui_grpc.untrusted_json import mapping
 
 MLX_TAG = "mlx"
 MLX_OWNER = "mlx-community"
@@ -252,7 +253,7 @@ def _read_config(info: ModelInfo, job: DescribeJob) -> Mapping[str, Any]:
     if len(response.content) > MAX_CONFIG_BYTES:
         return {}
     try:
-        return _mapping(json.loads(response.content))
+        return mapping(json.loads(response.content))
     except (ValueError, RecursionError):
         return {}
 
@@ -274,10 +275,10 @@ def _repository(
     mlx_repository: str = "",
 ) -> Repository:
     """What the hub's answer says; nothing in it is to be trusted. `config` replaces the digest of config.json."""
-    digest = {**_mapping(info.config), **(config or {})}
-    text_config = _mapping(digest.get("text_config"))
-    card = _mapping(vars(info.card_data) if info.card_data is not None else None)
-    quantization = _mapping(digest.get("quantization_config") or digest.get("quantization"))
+    digest = {**mapping(info.config), **(config or {})}
+    text_config = mapping(digest.get("text_config"))
+    card = mapping(vars(info.card_data) if info.card_data is not None else None)
+    quantization = mapping(digest.get("quantization_config") or digest.get("quantization"))
     architecture = _clip(digest.get("model_type"))
     folders = {sibling.rfilename.partition("/")[0] for sibling in info.siblings or []}
     type = type_of(architecture, digest, has_pooling="1_Pooling" in folders)
@@ -310,7 +311,7 @@ def _repository(
 
 def _tensor_bytes(info: ModelInfo) -> int | None:
     """Bytes by the hub's count of elements of each type; None where a type is none that we know the size of."""
-    parameters = _mapping(info.safetensors.parameters if info.safetensors is not None else None)
+    parameters = mapping(info.safetensors.parameters if info.safetensors is not None else None)
     bits = 0
     for element, count in parameters.items():
         if element not in _ELEMENT_BITS or not isinstance(count, int) or not 0 <= count < 2**53:
@@ -323,10 +324,6 @@ def _base_model(card: Mapping[str, Any]) -> str:
     base = card.get("base_model")
     first = base[0] if isinstance(base, list) and base else base
     return _clip(first) if isinstance(first, str) and first.count("/") == 1 else ""
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def _texts(value: Any) -> Sequence[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import psutil
 
 from mlxgui_grpc.engine.control_group import MemoryGroup
+from mlxgui_grpc.untrusted_json import mapping, positive
 
 GIB = 1024**3
 
@@ -69,13 +70,13 @@ def kv_bytes_per_token(config: Mapping[str, Any]) -> int:
     2 (key and value) x layers x KV heads x head width x bytes of a number. Models whose layers do not all keep every
     token (windowed, recurrent) take less; multi-head latent attention keeps one low-rank row per layer.
     """
-    text = {**config, **_mapping(config.get("text_config"))}
-    layers, heads = _positive(text.get("num_hidden_layers")), _positive(text.get("num_attention_heads"))
+    text = {**config, **mapping(config.get("text_config"))}
+    layers, heads = positive(text.get("num_hidden_layers")), positive(text.get("num_attention_heads"))
     number_bytes = 4 if str(text.get("torch_dtype") or text.get("dtype")) == "float32" else 2
-    if rank := _positive(text.get("kv_lora_rank")):
-        return layers * (rank + _positive(text.get("qk_rope_head_dim"))) * number_bytes
-    kv_heads = _positive(text.get("num_key_value_heads")) or heads
-    width = _positive(text.get("head_dim")) or (_positive(text.get("hidden_size")) // heads if heads else 0)
+    if rank := positive(text.get("kv_lora_rank")):
+        return layers * (rank + positive(text.get("qk_rope_head_dim"))) * number_bytes
+    kv_heads = positive(text.get("num_key_value_heads")) or heads
+    width = positive(text.get("head_dim")) or (positive(text.get("hidden_size")) // heads if heads else 0)
     return 2 * layers * kv_heads * width * number_bytes
 
 
@@ -129,11 +130,3 @@ def footprint_bytes(pid: int) -> int:
         return int(psutil.Process(pid).memory_info().rss)
     except (psutil.Error, OSError):
         return 0
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _positive(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31 else 0

@@ -47,15 +47,18 @@ class InstallProgress:
     remaining_seconds: float | None = None
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class LoadProgress:
     """How far a load is."""
 
     phase: str = "queued"
+    """queued, evicting, loading or warming."""
     queue_position: int = 0
+    """1 is next; 0: not queued."""
     attempt: int = 1
-    evicted_models: list[str] = field(default_factory=list)
+    evicted_models: tuple[str, ...] = ()
     done_bytes: int = 0
+    """Weights that are in memory, by the growth of the process."""
     total_bytes: int = 0
     memory_warning: str = ""
 

@@ -13,6 +13,9 @@ import msgspec
 MAX_FRAME_BYTES = 80 * 1024 * 1024
 """A request may carry 64 MiB; anything beyond this is not a frame of ours."""
 
+PRIORITY_SECONDS = 1.0
+"""Waiting time that a point of priority is worth, in every queue: who waits long enough comes before any priority."""
+
 _LENGTH = struct.Struct("<I")
 
 

@@ -10,9 +10,6 @@ from mlxgui_grpc.engine.detokenizer import Detokenizer, StopMatcher
 from mlxgui_grpc.engine.kv_budget import first_reservation
 from mlxgui_grpc.engine.sampling import RowSampling
 
-PRIORITY_SECONDS = 1.0
-"""A point of priority is worth so long a wait."""
-
 
 @dataclass(eq=False, slots=True)
 class EngineRow:
@@ -37,7 +34,7 @@ class EngineRow:
     @property
     def place(self) -> tuple[float, int]:
         """Where it stands in the queue: the smallest is next."""
-        return (self.submit_time - self.priority * PRIORITY_SECONDS, self.key)
+        return (self.submit_time - self.priority * frames.PRIORITY_SECONDS, self.key)
 
     @property
     def length(self) -> int:

@@ -2,14 +2,13 @@
 
 from mlxgui_grpc.residency.budget import DeviceInfo
 from mlxgui_grpc.residency.residency import Residency
-from mlxgui_grpc.residency.residents import Lease, Limits, LoadStage, LoadWish, Resident
+from mlxgui_grpc.residency.residents import Lease, Limits, LoadWish, Resident
 from mlxgui_grpc.residency.snapshot import ModelStatus, QueuedLoad, Snapshot
 
 __all__ = [
     "DeviceInfo",
     "Lease",
     "Limits",
-    "LoadStage",
     "LoadWish",
     "ModelStatus",
     "QueuedLoad",

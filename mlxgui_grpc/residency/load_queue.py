@@ -6,8 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
-PRIORITY_SECONDS = 1.0
-"""Waiting time that one point of priority is worth: whoever waits long enough comes before any priority."""
+from mlxgui_grpc.engine.frames import PRIORITY_SECONDS
 
 
 @dataclass(eq=False, slots=True)

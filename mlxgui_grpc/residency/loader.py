@@ -22,9 +22,10 @@ from mlxgui_grpc.errors import (
     OperationCancelledError,
     OutOfMemoryError,
 )
+from mlxgui_grpc.operations import LoadProgress
 from mlxgui_grpc.residency.budget import Budget
 from mlxgui_grpc.residency.load_queue import LoadQueue, Ticket
-from mlxgui_grpc.residency.residents import LoadStage, Resident
+from mlxgui_grpc.residency.residents import Resident
 from mlxgui_grpc.residency.roster import Roster, log_failure
 from mlxgui_grpc.residency.standby import Standby
 
@@ -79,9 +80,9 @@ class Loader:
         return resident
 
     async def follow(
-        self, resident: Resident, *, for_request: bool, report: Callable[[LoadStage], None] | None = None
+        self, resident: Resident, *, for_request: bool, report: Callable[[LoadProgress], None] | None = None
     ) -> None:
-        """Wait for a load, `report`ing its stages; raises what it raises, or OperationCancelledError.
+        """Wait for a load, `report`ing its progress; raises what it raises, or OperationCancelledError.
 
         Who leaves last takes a load that has not begun with him.
         """
@@ -94,7 +95,7 @@ class Loader:
                 await asyncio.shield(load)
             while not load.done():
                 assert report is not None
-                report(resident.stage)
+                report(resident.progress)
                 change = asyncio.ensure_future(self._roster.changes.wait())
                 try:
                     await asyncio.wait([load, change], return_when=asyncio.FIRST_COMPLETED)
@@ -114,7 +115,7 @@ class Loader:
             if resident.state == "queued" and resident.follower_count == 0 and not load.done():
                 load.cancel()
         if report is not None:
-            report(resident.stage)
+            report(resident.progress)
 
     @contextlib.asynccontextmanager
     async def prepared(self, model: InstalledModel) -> AsyncIterator[Path]:
@@ -295,9 +296,9 @@ class Loader:
         except ModelServerError as error:
             log.warning("what the load of %s has shown was not written down: %s", name, error.message)
 
-    def _show(self, resident: Resident, **stage: Any) -> None:
+    def _show(self, resident: Resident, **changes: Any) -> None:
         """Tell those who follow a load how far it is."""
-        resident.stage = replace(resident.stage, **stage)
+        resident.progress = replace(resident.progress, **changes)
         self._roster.changes.notify()
 
     # Room.
@@ -317,7 +318,7 @@ class Loader:
 
     async def _evict(self, victim: Resident, newcomer: Resident) -> None:
         log.info("evicting %s for %s", victim.name, newcomer.name)
-        self._show(newcomer, evicted_models=(*newcomer.stage.evicted_models, victim.name))
+        self._show(newcomer, evicted_models=(*newcomer.progress.evicted_models, victim.name))
         await self._roster.discard(victim)
 
     async def _evict_one(self, newcomer: Resident) -> None:

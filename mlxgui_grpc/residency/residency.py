@@ -20,9 +20,10 @@ from mlxgui_grpc.errors import (
     QueueFullError,
     ServerDrainingError,
 )
+from mlxgui_grpc.operations import LoadProgress
 from mlxgui_grpc.residency.budget import Budget, DeviceInfo
 from mlxgui_grpc.residency.loader import Loader
-from mlxgui_grpc.residency.residents import Lease, Limits, LoadStage, LoadWish, Resident
+from mlxgui_grpc.residency.residents import Lease, Limits, LoadWish, Resident
 from mlxgui_grpc.residency.roster import Roster
 from mlxgui_grpc.residency.snapshot import ModelStatus, QueuedLoad, Snapshot, status_of
 from mlxgui_grpc.residency.standby import Standby
@@ -228,7 +229,7 @@ class Residency:
         self,
         model: InstalledModel,
         wish: LoadWish | None = None,
-        report: Callable[[LoadStage], None] | None = None,
+        report: Callable[[LoadProgress], None] | None = None,
     ) -> Resident:
         """Load a model because somebody asked for just that, or wait for the load that is under way.
 
@@ -324,7 +325,7 @@ class Residency:
         wish: LoadWish,
         *,
         for_request: bool,
-        report: Callable[[LoadStage], None] | None = None,
+        report: Callable[[LoadProgress], None] | None = None,
         is_explicit: bool | None = None,
     ) -> Resident:
         resident = await self._settled(model, for_request=for_request)

@@ -9,6 +9,7 @@ from mlxgui_grpc.catalog import InstalledModel
 from mlxgui_grpc.engine import frames
 from mlxgui_grpc.engine.supervisor import WorkerProcess
 from mlxgui_grpc.memory import ESTIMATE_CONTEXT_TOKENS, Estimate
+from mlxgui_grpc.operations import LoadProgress
 from mlxgui_grpc.residency.load_queue import Ticket
 
 
@@ -29,22 +30,6 @@ class Limits:
     """Most tokens of a row; 0: what each model was made for."""
     use_gpu: bool = True
     standby_count: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class LoadStage:
-    """How far a load is."""
-
-    phase: str = "queued"
-    """queued, evicting, loading or warming."""
-    queue_position: int = 0
-    """1 is next; 0: not queued."""
-    attempt: int = 1
-    evicted_models: tuple[str, ...] = ()
-    done_bytes: int = 0
-    """Weights that are in memory, by the growth of the process."""
-    total_bytes: int = 0
-    memory_warning: str = ""
 
 
 @dataclass(slots=True)
@@ -75,7 +60,7 @@ class Resident:
     worker: WorkerProcess | None = None
     loaded: frames.Loaded | None = None
     load: asyncio.Task[None] | None = None
-    stage: LoadStage = field(default_factory=LoadStage)
+    progress: LoadProgress = field(default_factory=LoadProgress)
     is_explicit: bool = False
     """Somebody asked for the load itself: it need not spare models that have just come."""
     use_count: int = 0

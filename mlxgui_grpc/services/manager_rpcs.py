@@ -16,7 +16,7 @@ from mlxgui_grpc.errors import (
 )
 from mlxgui_grpc.memory import gigabytes_text
 from mlxgui_grpc.operations import LoadProgress, Operation, Operations
-from mlxgui_grpc.residency import LoadStage, LoadWish, Residency
+from mlxgui_grpc.residency import LoadWish, Residency
 from mlxgui_grpc.services.manager_messages import model_to_proto, snapshot_to_proto
 from mlxgui_grpc.services.model_base import Context, ModelServiceBase
 
@@ -62,7 +62,7 @@ class ManagerRpcs(ModelServiceBase):
 
     async def _start_load(self, model: InstalledModel, wish: LoadWish) -> Operation:
         async def action(operation: Operation) -> InstalledModel:
-            await self._residency.load(model, wish, report=lambda stage: _show(operation, stage))
+            await self._residency.load(model, wish, report=lambda progress: _show(operation, progress))
             return self._catalog.get(model.name)
 
         self._wishes[model.id] = wish
@@ -194,17 +194,8 @@ class ManagerRpcs(ModelServiceBase):
             self._run_to_end(self._operations.cancel(operation))
 
 
-def _show(operation: Operation, stage: LoadStage) -> None:
+def _show(operation: Operation, progress: LoadProgress) -> None:
     """Let those who watch the operation see how far its load is."""
-    progress = LoadProgress(
-        phase=stage.phase,
-        queue_position=stage.queue_position,
-        attempt=stage.attempt,
-        evicted_models=list(stage.evicted_models),
-        done_bytes=stage.done_bytes,
-        total_bytes=stage.total_bytes,
-        memory_warning=stage.memory_warning,
-    )
     if progress != operation.progress:
         operation.progress = progress
         operation.changed()

@@ -177,7 +177,7 @@ class SystemService(system_pb2_grpc.SystemServiceServicer):
             worker, name = resident.worker, resident.model.name
             if worker is None or resident.state != "loaded":
                 continue
-            memory.labels(f"worker:{name}").set(footprint_bytes(worker.pid))
+            memory.labels(f"worker:{name}").set(worker.footprint_bytes)
             try:
                 usage = await asyncio.wait_for(worker.usage(), 1.0)
             except (ModelServerError, TimeoutError):

@@ -6,7 +6,12 @@ ARGS ?=
 TEST_PROCESSES ?= 2
 FUZZ_CASES ?= 100000
 FUZZ_NAMES ?= 10000
+FUZZ_IMAGES ?= 20000
 FUZZ_SEED ?= 1
+REASSEMBLY_CASES ?= 5000
+REASSEMBLY_SEED ?= 1
+SCHEMATHESIS_EXAMPLES ?= 200
+EQUAL_SEEDS ?= 5
 KILL_COUNT ?= 200
 KILL_REPEATS ?= 20
 KILL_SEED ?= 1
@@ -15,10 +20,10 @@ BUF := node_modules/.bin/buf
 BASELINE := proto/baseline/v1.binpb
 CODE := mlxgui_grpc rest_bridge tests tools bench
 LOCK = $(BIN)/uv pip compile pyproject.toml --quiet --universal --generate-hashes --python-version 3.11 \
-	--custom-compile-command 'make lock' --extra vision --extra audio --group bootstrap
+	--custom-compile-command 'make lock' --extra vision --extra embeddings --extra audio --group bootstrap
 
 .DEFAULT_GOAL := help
-.PHONY: help run hub test fuzz kill bench check lint type format proto baseline lock lock-check clean env env-dev proto-check
+.PHONY: help run hub test fuzz schemathesis reassembly equal kill bench check lint type format proto baseline lock lock-check clean env env-dev proto-check
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,8 +37,20 @@ hub: env-dev ## a stand-in for the model hub on loopback, to try `pull` against
 test: env-dev ## every test, from nothing (ARGS='-k stream' for some)
 	@exec tools/openblas.sh $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
-fuzz: env-dev ## odd HTTP bodies and names by the ten thousand (FUZZ_CASES, FUZZ_NAMES, FUZZ_SEED); make test runs 300, 100
-	@FUZZ_CASES=$(FUZZ_CASES) FUZZ_NAMES=$(FUZZ_NAMES) FUZZ_SEED=$(FUZZ_SEED) exec tools/openblas.sh $(BIN)/python -m pytest -m campaign tests/http $(ARGS)
+fuzz: env-dev ## odd HTTP bodies, names and images by the ten thousand (FUZZ_CASES, _NAMES, _IMAGES, _SEED)
+	@FUZZ_CASES=$(FUZZ_CASES) FUZZ_NAMES=$(FUZZ_NAMES) FUZZ_IMAGES=$(FUZZ_IMAGES) FUZZ_SEED=$(FUZZ_SEED) \
+		exec tools/openblas.sh $(BIN)/python -m pytest -m campaign tests/http tests/unit/test_image_mutations.py $(ARGS)
+
+schemathesis: env-dev ## ask for whatever /openapi.json allows (SCHEMATHESIS_EXAMPLES of each route, right and wrong)
+	@SCHEMATHESIS_EXAMPLES=$(SCHEMATHESIS_EXAMPLES) exec tools/openblas.sh $(BIN)/python -m pytest -m campaign -s \
+		tests/http/test_schemathesis.py $(ARGS)
+
+reassembly: env-dev ## event streams of every dialect put together again (REASSEMBLY_CASES, REASSEMBLY_SEED); make test runs 50
+	@REASSEMBLY_CASES=$(REASSEMBLY_CASES) REASSEMBLY_SEED=$(REASSEMBLY_SEED) \
+		exec tools/openblas.sh $(BIN)/python -m pytest -m campaign tests/unit/test_reassembly.py $(ARGS)
+
+equal: env-dev ## batch equals serial, for every architecture of mlx-lm and EQUAL_SEEDS seeds; make test runs some
+	@EQUAL_SEEDS=$(EQUAL_SEEDS) exec tools/openblas.sh $(BIN)/python -m pytest -m campaign tests/engine $(ARGS)
 
 kill: env-dev ## kill -9 at KILL_COUNT random moments and KILL_REPEATS times at each failpoint (KILL_SEED)
 	@KILL_COUNT=$(KILL_COUNT) KILL_REPEATS=$(KILL_REPEATS) KILL_SEED=$(KILL_SEED) \

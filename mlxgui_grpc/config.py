@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlxgui_grpc.errors import InvalidRequestError
+from mlxgui_grpc.images.urls import DEFAULT_PORTS, ON, UrlPolicy, policy_of
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
@@ -83,6 +84,13 @@ class ServerConfig:
     """Base URL of the model hub; empty is the public one."""
     hub_cache: Path | None = None
     """Where models are downloaded to; None is the Hugging Face cache."""
+    image_url_fetch: str = ON
+    """Fetch images from URLs: `on`, `off`, or the hosts to fetch from with commas between them."""
+    image_url_ports: tuple[int, ...] = DEFAULT_PORTS
+    """Ports that images are fetched from."""
+    image_url_trusted_addresses: tuple[str, ...] = ()
+    """Addresses that images are fetched from though they are not public. Whatever answers there is then within reach of
+    everybody who may send an image URL."""
     register_demo: bool = True
     """Register the built-in demo model on the first start."""
 
@@ -99,8 +107,28 @@ class ServerConfig:
                 raise InvalidRequestError(f"{name} must be more than 0, and finite", field=name)
         if self.log_level.upper() not in LOG_LEVELS:
             raise InvalidRequestError(f"log_level must be one of {', '.join(LOG_LEVELS)}", field="log_level")
+        self.url_policy()
         self._check_tls()
         self._check_exposure()
+
+    def url_policy(self) -> UrlPolicy:
+        """Which image URLs are fetched; raises InvalidRequestError where the options are none that say."""
+        if not all(0 < port <= 65_535 for port in self.image_url_ports):
+            raise InvalidRequestError("image_url_ports must be between 1 and 65535", field="image_url_ports")
+        try:
+            trusted = [ipaddress.ip_address(address) for address in self.image_url_trusted_addresses]
+        except ValueError as error:
+            raise InvalidRequestError(
+                f"image_url_trusted_addresses must be IP addresses: {error}",
+                field="image_url_trusted_addresses",
+            ) from None
+        try:
+            return policy_of(self.image_url_fetch, self.image_url_ports, trusted)
+        except ValueError as error:
+            raise InvalidRequestError(
+                f"image_url_fetch must be on, off, or hosts with commas between them: {error}",
+                field="image_url_fetch",
+            ) from None
 
     def _check_tls(self) -> None:
         """Refuse files that gRPC would only complain about in its own log."""

@@ -182,7 +182,7 @@ class Discovery:
 
 
 async def _architectures() -> frozenset[str]:
-    return await asyncio.to_thread(checkpoint.text_architectures)  # Reads files, the first time.
+    return await asyncio.to_thread(checkpoint.served_architectures)  # Reads files, the first time.
 
 
 def _check(query: Query, page_size: int) -> None:

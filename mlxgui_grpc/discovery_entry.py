@@ -29,7 +29,7 @@ _TYPES = {
     "sentence-similarity": "feature-extraction",
 }
 # The words of `model_types` for those above, where they differ; a task of audio has one of two.
-_KINDS = {"feature-extraction": "embedding", "multimodal": "vision"}
+_KINDS = {"feature-extraction": "embedding", "multimodal": "vision", "text-ranking": "reranker"}
 _QUANTIZATION = re.compile(r"[-_](mlx[-_])?(q?\d+bit|mxfp4|nvfp4|bf16|fp16|q\d+|dwq|mlx)\b.*", re.IGNORECASE)
 
 

@@ -4,7 +4,8 @@ Each class is one reason of `mlxgui.v1.ErrorReason` (its name without prefix) an
 carries it. Nothing else in the program names a status code: servicers raise, one interceptor converts.
 
     ModelServerError
-    ├── INVALID_ARGUMENT      InvalidRequestError, ContextLengthExceededError
+    ├── INVALID_ARGUMENT      InvalidRequestError, ContextLengthExceededError, InvalidImageError,
+    │                         UrlBlockedError, UrlFetchFailedError
     ├── NOT_FOUND             ModelNotFoundError, OperationNotFoundError, SettingNotFoundError,
     │                         HubRepositoryNotFoundError
     ├── ALREADY_EXISTS        ModelExistsError
@@ -75,6 +76,27 @@ class ContextLengthExceededError(ModelServerError):
 
     status = StatusCode.INVALID_ARGUMENT
     reason = "CONTEXT_LENGTH_EXCEEDED"
+
+
+class InvalidImageError(ModelServerError):
+    """The bytes are no picture that can be read."""
+
+    status = StatusCode.INVALID_ARGUMENT
+    reason = "INVALID_IMAGE"
+
+
+class UrlBlockedError(ModelServerError):
+    """The URL is one that this server does not fetch."""
+
+    status = StatusCode.INVALID_ARGUMENT
+    reason = "URL_BLOCKED"
+
+
+class UrlFetchFailedError(ModelServerError):
+    """The URL could not be fetched; what was there is nobody's business."""
+
+    status = StatusCode.INVALID_ARGUMENT
+    reason = "URL_FETCH_FAILED"
 
 
 class ModelNotFoundError(ModelServerError):

@@ -4,15 +4,20 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 
 from mlxgui_grpc.catalog import InstalledModel
+from mlxgui_grpc.deltas import Delta, deltas_of
 from mlxgui_grpc.engine import frames
 from mlxgui_grpc.errors import DeadlineError, ModelTypeMismatchError
+from mlxgui_grpc.images.loader import ImageLoader
+from mlxgui_grpc.images.sources import ImageSource
 from mlxgui_grpc.metrics import Metrics
 from mlxgui_grpc.residency import Lease, Residency
+
+_GENERATING_TYPES = ("text", "vision")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +28,12 @@ class GenerationRequest:
     prompts: list[frames.Prompt]
     sampling: frames.Sampling
     choices: int = 1
+    tool_use: frames.ToolUse | None = None
+    echo: bool = False
+    is_scored_only: bool = False
+    """Nothing is generated: with `echo`, each choice is its prompt."""
+    images: tuple[ImageSource, ...] = ()
+    """Of the messages, in their order: what `{"type": "image"}` stands for there."""
     priority: int = 0
     keep_alive_seconds: float | None = None
     """How long the model stays after its last use; infinity: for good; None: as before."""
@@ -51,15 +62,6 @@ class Prefilling:
     total_token_count: int
 
 
-@dataclass(slots=True)
-class Delta:
-    """New text of one choice."""
-
-    index: int
-    text: str
-    token_count: int
-
-
 @dataclass(frozen=True, slots=True)
 class Finished:
     """One choice is complete."""
@@ -75,6 +77,7 @@ class Ended:
 
     prompt_token_count: int
     completion_token_count: int
+    reasoning_token_count: int
     queue_seconds: float
     load_seconds: float
     prefill_seconds: float
@@ -82,6 +85,8 @@ class Ended:
     decode_seconds: float
     total_seconds: float
     choice_count: int
+    warnings: list[str] = field(default_factory=list)
+    """Besides those of `Started`."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -93,6 +98,16 @@ class Ended:
 Event = Started | Prefilling | Delta | Finished | Ended
 
 
+@dataclass(frozen=True, slots=True)
+class TokenCount:
+    """What a prompt would take of a model's context."""
+
+    model: str
+    token_count: int
+    context_length: int
+    warnings: list[str]
+
+
 class Generator:
     """Runs generations on resident models."""
 
@@ -101,9 +116,11 @@ class Generator:
         find_model: Callable[[str], InstalledModel],
         residency: Residency,
         metrics: Metrics,
+        images: ImageLoader,
         inference_seconds: float,
     ) -> None:
         """`find_model` raises for a name that is none; `inference_seconds` caps each call, its load included."""
+        self._images = images
         self._find_model = find_model
         self._residency = residency
         self._metrics = metrics
@@ -125,17 +142,27 @@ class Generator:
             limit = max(0.0, min(limit, timeout_seconds))
         deadline = started + limit
         model = self._find_model(request.model)
-        if model.type != "text":
+        if model.type not in _GENERATING_TYPES:
             raise ModelTypeMismatchError(
-                f"Model '{model.name}' is a model for {model.type} and generates no text"
+                f"Model '{model.name}' is a model for {model.type} and generates no text", field="model"
             )
-        if not json.loads(model.metadata).get("has_tools") and any(
-            prompt.tools for prompt in request.prompts
-        ):
-            raise ModelTypeMismatchError(f"Model '{model.name}' takes no tools: its chat template has none")
+        _refuse_tools(model, request.prompts)
         async with AsyncExitStack() as stack:
+            waiting = stack.enter_context(ExitStack())
             try:
                 async with asyncio.timeout_at(deadline):
+                    if request.images:
+                        # Before they are fetched and decoded, which a lease would outlast: fetching takes up to 10
+                        # seconds, in which a model that is held and idle could not make room for another.
+                        self._residency.refuse_early(
+                            model,
+                            len(request.prompts) * request.choices,
+                            require_loaded=request.require_loaded,
+                        )
+                    prompts = [
+                        await self._images.resolve(prompt, request.images, model, request.warnings, waiting)
+                        for prompt in request.prompts
+                    ]
                     lease: Lease = await stack.enter_async_context(
                         self._residency.use(
                             model,
@@ -147,15 +174,27 @@ class Generator:
             except TimeoutError:
                 raise _overdue(limit) from None
             call = stack.enter_context(
-                lease.worker.submit(request.prompts, request.sampling, request.choices, request.priority)
+                lease.worker.submit(
+                    prompts,
+                    request.sampling,
+                    request.choices,
+                    request.priority,
+                    tool_use=request.tool_use,
+                    echo=request.echo,
+                    is_scored_only=request.is_scored_only,
+                )
             )
+            unaccepted = len(prompts)
+            del prompts  # Their images are the worker's now.
             alarm = loop.call_at(deadline, lambda: call.fail(_overdue(limit)))
             stack.callback(alarm.cancel)
             observed = stack.enter_context(self._metrics.request(model.name))
 
+            if loaded := lease.resident.loaded:
+                request.warnings.extend(loaded.warnings)
             index_of = {key: index for index, key in enumerate(call.keys)}
-            prompt_tokens = completion_tokens = 0
-            unaccepted = len(request.prompts)
+            prompt_tokens = completion_tokens = reasoning_tokens = 0
+            warnings: list[str] = []
             held: list[
                 Event
             ] = []  # What came before every prompt was accepted: `Started` is the first event.
@@ -172,13 +211,18 @@ class Generator:
                         if first_token == 0.0:
                             first_token = loop.time() - started
                             observed.first_token(first_token)
-                        delta = deltas.get(index)
-                        if delta is not None and delta.token_count + event.token_count <= max_join_tokens:
-                            delta.text += event.text
-                            delta.token_count += event.token_count
-                        elif event.text or event.token_count:
-                            delta = deltas[index] = Delta(index, event.text, event.token_count)
-                            out.append(delta)
+                        if extra := event.extra:
+                            reasoning_tokens += extra.reasoning_token_count
+                            warnings += [each for each in extra.warnings if each not in warnings]
+                        for delta in deltas_of(index, event):
+                            last = deltas.get(index)
+                            if (
+                                last is None
+                                or last.token_count + delta.token_count > max_join_tokens
+                                or not last.join(delta)
+                            ):
+                                deltas[index] = delta
+                                out.append(delta)
                         if event.finish:
                             open_rows -= 1
                             assert event.spent is not None
@@ -189,6 +233,7 @@ class Generator:
                         prompt_tokens += event.prompt_token_count
                         unaccepted -= 1
                         if unaccepted == 0:
+                            waiting.close()
                             observed.accepted(prompt_tokens)
                             out.insert(
                                 0,
@@ -215,6 +260,7 @@ class Generator:
                         Ended(
                             prompt_token_count=prompt_tokens,
                             completion_token_count=completion_tokens,
+                            reasoning_token_count=reasoning_tokens,
                             queue_seconds=spent.queue,
                             load_seconds=lease.load_seconds,
                             prefill_seconds=spent.prefill,
@@ -222,6 +268,7 @@ class Generator:
                             decode_seconds=spent.decode,
                             total_seconds=total,
                             choice_count=len(call.keys),
+                            warnings=warnings,
                         )
                     )
                 if unaccepted:
@@ -229,18 +276,38 @@ class Generator:
                 elif out:
                     yield out
 
-    async def count_tokens(self, model_name: str, prompt: frames.Prompt) -> tuple[str, int, int]:
-        """(installed name, tokens, context length) of a prompt. An unloaded model is loaded tokenizer-only."""
+    async def count_tokens(
+        self, model_name: str, prompt: frames.Prompt, images: tuple[ImageSource, ...] = ()
+    ) -> TokenCount:
+        """How many tokens a prompt has. A model that is not loaded is loaded tokenizer-only."""
         model = self._find_model(model_name)
+        if prompt.messages and model.type not in _GENERATING_TYPES:
+            raise ModelTypeMismatchError(
+                f"Model '{model.name}' is a model for {model.type} and takes no chat: count a prompt",
+                field="model",
+            )
+        _refuse_tools(model, [prompt])
+        warnings: list[str] = []
         try:
             async with asyncio.timeout(self._inference_seconds):
-                async with self._residency.use_tokenizer(model) as (worker, context_length):
-                    with worker.count(prompt) as call:
-                        (event,) = await call.take()
-                        assert isinstance(event, frames.Counted)
-                        return model.name, event.token_count, context_length
+                with ExitStack() as waiting:
+                    prompt = await self._images.resolve(prompt, images, model, warnings, waiting)
+                    async with self._residency.use_tokenizer(model) as (worker, context_length):
+                        with worker.count(prompt) as call:
+                            (event,) = await call.take()
+                            assert isinstance(event, frames.Counted)
+                            warnings += event.warnings
+                            return TokenCount(model.name, event.token_count, context_length, warnings)
         except TimeoutError:
             raise _overdue(self._inference_seconds) from None
+
+
+def _refuse_tools(model: InstalledModel, prompts: Sequence[frames.Prompt]) -> None:
+    """Raise ModelTypeMismatchError where prompts have tools that the model's chat template would leave out."""
+    if any(prompt.tools for prompt in prompts) and not json.loads(model.metadata).get("has_tools"):
+        raise ModelTypeMismatchError(
+            f"Model '{model.name}' takes no tools: its chat template has none", field="tools"
+        )
 
 
 def _overdue(seconds: float) -> DeadlineError:

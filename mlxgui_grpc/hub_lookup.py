@@ -33,7 +33,7 @@ from mlxgui_grpc.hub_frames import (
     Repository,
     SearchJob,
 )
-from mlxgui_grpc.model_types import type_of
+from mlxgui_grpc.model_types import POOLING_SIGNS, type_of
 from mlxgui_grpc.untrusted_json import mapping
 
 MLX_TAG = "mlx"
@@ -280,8 +280,10 @@ def _repository(
     card = mapping(vars(info.card_data) if info.card_data is not None else None)
     quantization = mapping(digest.get("quantization_config") or digest.get("quantization"))
     architecture = _clip(digest.get("model_type"))
-    folders = {sibling.rfilename.partition("/")[0] for sibling in info.siblings or []}
-    type = type_of(architecture, digest, has_pooling="1_Pooling" in folders)
+    names = {sibling.rfilename.partition("/")[0] for sibling in info.siblings or []}
+    type = type_of(
+        architecture, digest, has_pooling=not names.isdisjoint(POOLING_SIGNS), repository=_clip(info.id)
+    )
     tags = [_clip(tag) for tag in _texts(info.tags)][:MAX_TAGS]
     context_length = digest.get("max_position_embeddings") or text_config.get("max_position_embeddings")
     return Repository(

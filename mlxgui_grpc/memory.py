@@ -21,6 +21,10 @@ KV_STEP_TOKENS = 256
 """mlx-lm's caches grow in steps of so many tokens."""
 PREFILL_PER_KV = 1.9
 """Bytes that a prefill needs for a moment, per byte of the KV cache that it makes (measured, architecture notes)."""
+ENCODER_BATCH_TOKENS = 4096
+"""Tokens, padding included, of one forward pass of an embedding model."""
+FUSED_HEAD_WIDTHS = frozenset({64, 80, 128})
+"""Widths of attention heads for which MLX keeps no scores (`scaled_dot_product_attention` on Metal)."""
 WARNING_SHARE = 0.8
 """A load that takes the models beyond this share of the budget carries a warning."""
 
@@ -53,15 +57,17 @@ def estimate(
     token_count: int = ESTIMATE_CONTEXT_TOKENS,
     request_count: int = 1,
     process_bytes: int = PROCESS_BYTES,
+    batch_bytes: int = 0,
 ) -> Estimate:
     """What a model of these weights takes while `request_count` requests hold `token_count` tokens each.
 
-    `context_length` (0: unknown) caps the tokens. One request prefills at a time.
+    `context_length` (0: unknown) caps the tokens. One request prefills at a time, beside `batch_bytes`.
     """
     tokens = min(token_count, context_length) if context_length > 0 else token_count
     tokens = -(-tokens // KV_STEP_TOKENS) * KV_STEP_TOKENS
     kv_bytes = kv_bytes_per_token * tokens
-    return Estimate(weight_bytes, kv_bytes * request_count, int(PREFILL_PER_KV * kv_bytes), process_bytes)
+    prefill_bytes = int(PREFILL_PER_KV * kv_bytes) + batch_bytes
+    return Estimate(weight_bytes, kv_bytes * request_count, prefill_bytes, process_bytes)
 
 
 def kv_bytes_per_token(config: Mapping[str, Any]) -> int:
@@ -78,6 +84,20 @@ def kv_bytes_per_token(config: Mapping[str, Any]) -> int:
     kv_heads = positive(text.get("num_key_value_heads")) or heads
     width = positive(text.get("head_dim")) or (positive(text.get("hidden_size")) // heads if heads else 0)
     return 2 * layers * kv_heads * width * number_bytes
+
+
+def encoder_batch_bytes(config: Mapping[str, Any]) -> int:
+    """Bytes that one forward pass of an embedding model or a cross-encoder needs for a moment, by its config.json.
+
+    Hidden states and the inner ones of a layer, and where no kernel of MLX's computes attention in one go, its scores.
+    """
+    width, heads = positive(config.get("hidden_size")), positive(config.get("num_attention_heads"))
+    head_width = positive(config.get("head_dim")) or (width // heads if heads else 0)
+    numbers = 4 * width + 2 * positive(config.get("intermediate_size"))
+    if head_width not in FUSED_HEAD_WIDTHS:
+        length = min(positive(config.get("max_position_embeddings")), ENCODER_BATCH_TOKENS)
+        numbers += 2 * heads * length
+    return ENCODER_BATCH_TOKENS * numbers * 4
 
 
 def gigabytes_text(size_bytes: float) -> str:

@@ -129,6 +129,14 @@ class RequestMetrics:
         metrics._prefill_time.labels(model).observe(spent.prefill)
         metrics._decode_time.labels(model).observe(spent.decode)
 
+    def answered(self, queue_seconds: float, compute_seconds: float, total_seconds: float) -> None:
+        """Vectors or scores are complete: nothing was decoded."""
+        metrics, model = self._metrics, self._model
+        metrics._success.labels(model, "stop").inc()
+        metrics._queue_time.labels(model).observe(queue_seconds)
+        metrics._prefill_time.labels(model).observe(compute_seconds)
+        metrics._latency.labels(model).observe(total_seconds)
+
     def ended(self, token_count: int, total_seconds: float, decode_seconds: float) -> None:
         """The request is complete. `decode_seconds` are those from its first token to its last."""
         metrics, model = self._metrics, self._model

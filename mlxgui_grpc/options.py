@@ -41,12 +41,18 @@ _ENVIRONMENT = {
             "preload_models",
             "max_context_length",
             "max_model_memory_gb",
+            "image_url_fetch",
         )
     },
 }
 """Variables by option. A list has commas between its parts."""
 
-_FLAGS = {"standby_count": "--standby", "preload_models": "--preload"}
+_FLAGS = {
+    "standby_count": "--standby",
+    "preload_models": "--preload",
+    "image_url_ports": "--image-url-port",
+    "image_url_trusted_addresses": "--image-url-trusted-address",
+}
 """Flags that are not called as their option."""
 
 
@@ -196,6 +202,10 @@ def convert(name: str, value: Any, place: str) -> Any:
     try:
         if "Path" in kind and "tuple" not in kind:
             return Path(value).expanduser().absolute() if value else None
+        if "tuple[int" in kind:
+            if not isinstance(value, list | tuple) or not all(type(item) is int for item in value):
+                raise TypeError
+            return tuple(value)
         if "tuple" in kind:
             if not isinstance(value, list | tuple) or not all(isinstance(item, str | Path) for item in value):
                 raise TypeError
@@ -222,6 +232,7 @@ def convert(name: str, value: Any, place: str) -> Any:
 
 _KINDS = {
     "tuple[pathlib.Path": "a list of paths",
+    "tuple[int": "a list of whole numbers",
     "tuple": "a list of names",
     "Path": "a path",
     "bool": "true or false",

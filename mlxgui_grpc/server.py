@@ -26,6 +26,7 @@ from mlxgui_grpc.bridge_process import BridgeProcess
 from mlxgui_grpc.catalog import Catalog
 from mlxgui_grpc.config import ServerConfig, hub_cache_directory
 from mlxgui_grpc.discovery import Discovery
+from mlxgui_grpc.embedding import Embedder
 from mlxgui_grpc.ending import Ending
 from mlxgui_grpc.engine.supervisor import WorkerConfig
 from mlxgui_grpc.errors import ModelServerError
@@ -33,6 +34,9 @@ from mlxgui_grpc.generation import Generator
 from mlxgui_grpc.handover import Handover, end_children, present_children, start_again, take_handover
 from mlxgui_grpc.hub import Hub
 from mlxgui_grpc.hub_lookups import HubLookups
+from mlxgui_grpc.images.decode import Decoder
+from mlxgui_grpc.images.fetch import Fetcher
+from mlxgui_grpc.images.loader import ImageLoader
 from mlxgui_grpc.installer import Installer
 from mlxgui_grpc.log import configure_logging, set_log_level
 from mlxgui_grpc.machine import read_machine
@@ -151,7 +155,11 @@ class _Server:
             discovery = Discovery(_lookups(config), catalog, residency.budget)
             closing.push_async_callback(discovery.close)
 
+            images = ImageLoader(Fetcher(config.url_policy()), Decoder())
+            closing.push_async_callback(images.close)
+
             def apply(changed: ServerConfig) -> None:
+                images.fetcher.policy = changed.url_policy()
                 set_log_level(changed.log_level)
                 hub.cache_dir = _hub_cache(changed)
                 residency.configure(_limits(changed))
@@ -159,13 +167,14 @@ class _Server:
             settings.on_change = apply
             metrics = Metrics()
             book = CallBook(metrics)
-            generator = Generator(settings.find_model, residency, metrics, config.inference_seconds)
+            generator = Generator(settings.find_model, residency, metrics, images, config.inference_seconds)
+            embedder = Embedder(settings.find_model, residency, metrics, config.inference_seconds)
             server = grpc_server.create(CallInterceptor(book, config.api_key))
             model_pb2_grpc.add_ModelServiceServicer_to_server(
                 ModelService(catalog, residency, installer, operations, discovery, book.draining), server
             )
             inference_pb2_grpc.add_InferenceServiceServicer_to_server(
-                InferenceService(generator, book), server
+                InferenceService(generator, embedder, book), server
             )
             audio_pb2_grpc.add_AudioServiceServicer_to_server(audio_pb2_grpc.AudioServiceServicer(), server)
             system_pb2_grpc.add_SystemServiceServicer_to_server(

@@ -10,6 +10,7 @@ from typing import Any
 
 from mlxgui_grpc.config import LOG_LEVELS, MAX_PRELOAD_MODELS, RANGES, out_of_range
 from mlxgui_grpc.errors import InvalidRequestError
+from mlxgui_grpc.images.urls import OFF, ON, read_hosts
 
 MAX_NAME_BYTES = 512
 MAX_PATH_BYTES = 4096
@@ -45,6 +46,7 @@ SETTINGS = {
         Setting("preload_models", "preload_models", list, after_restart=True),
         Setting("max_context_length", "max_context_length", int),
         Setting("max_model_memory_gb", "max_model_memory_gb", float),
+        Setting("image_url_fetch", "image_url_fetch", str),
     )
 }
 """By key, in the order of the contract."""
@@ -70,6 +72,8 @@ def checked(setting: Setting, value: Any) -> Value:
         raise InvalidRequestError(f"{key} {words}", field=field)
     if key == "log_level":
         return _log_level(value)
+    if key == "image_url_fetch":
+        return _url_fetch(value)
     if key == "huggingface_cache_dir" and value:
         return _folder(value)
     if key == "default_model" and value:
@@ -109,6 +113,19 @@ def _log_level(value: str) -> str:
             f"log_level must be one of {', '.join(LOG_LEVELS)}", field="settings.log_level"
         )
     return level
+
+
+def _url_fetch(value: str) -> str:
+    word = value.strip().lower()
+    if word in (ON, OFF):
+        return word
+    try:
+        return ",".join(read_hosts(value))
+    except ValueError as error:
+        raise InvalidRequestError(
+            f"image_url_fetch must be on, off, or hosts with commas between them: {error}",
+            field="settings.image_url_fetch",
+        ) from None
 
 
 def _folder(value: str) -> str:

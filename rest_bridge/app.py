@@ -9,8 +9,9 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.routing import RequestRedirect
 
 from rest_bridge import wall, web
-from rest_bridge.errors import ApiError, too_large
-from rest_bridge.routes import discover, manager, models, openai, operations, system
+from rest_bridge.errors import ApiError, JsonObject, too_large
+from rest_bridge.messages import error_body
+from rest_bridge.routes import discover, manager, messages, models, openai, operations, responses, system
 
 _log = logging.getLogger("rest_bridge")
 
@@ -22,7 +23,11 @@ _INFERENCE_BODIES = frozenset(
         "openai.create_chat_completion",
         "openai.create_completion",
         "openai.create_embedding",
+        "openai.create_ranking",
         "openai.audio",
+        "responses.create_response",
+        "messages.create_message",
+        "messages.count_tokens",
         "models.generate",
     }
 )
@@ -37,7 +42,7 @@ def create_app(bridge: web.Bridge) -> Flask:
     # OPTIONS is answered by the wall.
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.extensions["bridge"] = bridge
-    for routes in (system, models, manager, operations, discover, openai):
+    for routes in (system, models, manager, operations, discover, openai, responses, messages):
         app.register_blueprint(routes.blueprint)
     app.before_request(_admit)
     app.after_request(_finish)
@@ -101,6 +106,8 @@ def _check_body() -> None:
 
 def _finish(response: Response) -> Response:
     response.headers["X-Request-Id"] = g.request_id
+    if request.blueprint == "messages":
+        response.headers["Request-Id"] = g.request_id
     if request.method != "OPTIONS":
         for name, value in wall.cors_headers(request.headers.get("Origin"), web.bridge().config).items():
             if name == "Vary":
@@ -133,14 +140,17 @@ def _failed(error: Exception) -> Response:
             known = ApiError(
                 "INTERNAL", f"The bridge failed; its log has the details of request {g.request_id}."
             )
-    return web.error_response(known, openai=_is_openai(known))
+    return web.error_response(known, _error_body(known))
 
 
-def _is_openai(error: ApiError) -> bool:
-    """Whether the error goes out in OpenAI's shape: on its routes, and where no route of ours was reached."""
-    if request.endpoint is None or error.reason == "UNAUTHENTICATED":
-        return True
-    return request.endpoint.startswith("openai.")
+def _error_body(error: ApiError) -> JsonObject:
+    """The error in the shape of its route; in OpenAI's where no route of ours was reached."""
+    blueprint = request.blueprint
+    if blueprint == "messages":
+        return {**error_body(error), "request_id": g.request_id}
+    if blueprint in (None, "openai", "responses") or error.reason == "UNAUTHENTICATED":
+        return error.openai_body()
+    return error.native_body()
 
 
 def _no_route() -> ApiError:

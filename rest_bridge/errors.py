@@ -74,6 +74,7 @@ BY_REASON: dict[str, _Kind] = {
     "STATE_DIR_LOCKED": _CONFLICT,
     "INTERNAL": _FAULT,
     # Found by the bridge itself; the contract has no need of them.
+    "THREAD_UNSUPPORTED_REQUEST": _REQUEST,
     "CLIENT_GONE": _Kind(499, "server_error", repeat_may_help=False),
     "SERVER_UNREACHABLE": _UNAVAILABLE,
     "ROUTE_NOT_FOUND": _NOT_FOUND,

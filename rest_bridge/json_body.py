@@ -15,6 +15,8 @@ INT64_LIMIT = 2**63
 # Largest float32; a larger number would become infinite on its way.
 FLOAT32_MAX = 3.4028234663852886e38
 
+_ENCODE_TEXT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
 
 def parse_object(raw: bytes) -> JsonObject:
     """The JSON object in `raw`. Raises ApiError (400) for anything else."""
@@ -68,6 +70,14 @@ def text_value(value: object, name: str) -> str:
     return value
 
 
+def json_text(value: object, name: str) -> str:
+    """A value as compact JSON, its keys in their order: they reach the prompt."""
+    try:
+        return text_value(_ENCODE_TEXT(value), name)
+    except ValueError:
+        raise invalid(f"`{name}` holds a number that is not finite.", name) from None
+
+
 def integer_value(value: object, name: str, limit: int = INT32_LIMIT) -> int:
     """A whole number in [-limit, limit); 5.0 counts as 5, as JSON does not tell them apart."""
     if isinstance(value, float) and value.is_integer():
@@ -113,6 +123,11 @@ class Fields:
         if not isinstance(value, dict):
             raise invalid(f"`{path}` must be an object, not {type_name(value)}.", path)
         return cls(value, path)
+
+    @property
+    def path(self) -> str:
+        """What errors call the object itself."""
+        return self._path
 
     def name(self, key: str) -> str:
         return f"{self._path}.{key}" if self._path else key

@@ -43,15 +43,22 @@ def message_json(
     """
     body: JsonObject = {}
     for field in message.DESCRIPTOR.fields:
-        name = names.get(field.name, field.name)
+        name = json_name(field, exact_bytes, names)
         value = _field_json(message, field, names, exact_bytes)
-        if field.name.endswith("_bytes") and not exact_bytes and not field.is_repeated:
-            name = name.removesuffix("_bytes") + "_gb"
+        if name.endswith("_gb") and field.name.endswith("_bytes"):
             value = None if value is None else gigabytes(value)
         elif name.endswith("_minutes") and field.name == "inactivity_timeout":
             value = None if value is None else _whole(value / 60)
         body[name] = value
     return body
+
+
+def json_name(field: Any, exact_bytes: bool = False, names: Mapping[str, str] = _NAMES) -> str:
+    """What a field of a message is called in JSON."""
+    name: str = names.get(field.name, field.name)
+    if field.name.endswith("_bytes") and not exact_bytes and not field.is_repeated:
+        return name.removesuffix("_bytes") + "_gb"
+    return name
 
 
 def gigabytes(size_bytes: int) -> float:

@@ -11,6 +11,8 @@ _STYLE = """
 body { max-width: 46rem; margin: 3rem auto; padding: 0 1rem; }
 pre { white-space: pre-wrap; font: 14px/1.5 ui-monospace, monospace; }
 h1, h2, h3 { line-height: 1.2; }
+table { border-collapse: collapse; }
+td { padding: 0 1em .25em 0; vertical-align: top; }
 a { color: LinkText; }
 .quiet { opacity: .7; }
 """
@@ -46,12 +48,12 @@ def front_page(version: str, status: str, readme_text: str) -> str:
 <li><a href="/metrics">Metrics</a></li>
 </ul>
 <h2><a href="/docs">Documentation</a></h2>
-<ul>{documentation}</ul>""",
+<ul>{documentation}<li><a href="/openapi.json">OpenAPI description</a></li></ul>""",
     )
 
 
-def documentation(readme_text: str) -> str:
-    """The README as it is written, with headings that can be linked to."""
+def documentation(readme_text: str, reference: str) -> str:
+    """The README as it is written, with headings that can be linked to, and the HTML of the API's reference."""
     body: list[str] = []
     plain: list[str] = []
     in_code = False
@@ -66,7 +68,8 @@ def documentation(readme_text: str) -> str:
         level = len(heading[1])
         body.append(f'<h{level} id="{_slug(heading[2])}">{escape(heading[2])}</h{level}>')
     body.append(_preformatted(plain))
-    return _page("MLX-GUI documentation", '<p><a href="/">MLX-GUI API</a></p>' + "".join(body))
+    links = '<p><a href="/">MLX-GUI API</a> · <a href="#api-reference">API reference</a></p>'
+    return _page("MLX-GUI documentation", links + "".join(body) + reference)
 
 
 def _headings(text: str) -> list[tuple[int, str]]:

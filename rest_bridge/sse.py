@@ -1,6 +1,8 @@
 """The bytes of server-sent events."""
 
 import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from rest_bridge.errors import ApiError, JsonObject
 
@@ -17,11 +19,21 @@ HEADERS = {
 encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
-def event(payload: JsonObject) -> bytes:
-    """One event."""
-    return f"data: {encode(payload)}\n\n".encode()
+def event(payload: JsonObject, name: str | None = None) -> bytes:
+    """One event; the dialects that name their events do so in a line of its own."""
+    line = "" if name is None else f"event: {name}\n"
+    return f"{line}data: {encode(payload)}\n\n".encode()
 
 
 def error_event(error: ApiError) -> bytes:
     """The event for a failure after the first one, when the status is long sent."""
     return event({"error": error.openai_error()})
+
+
+@dataclass(frozen=True)
+class Stream:
+    """An answer as events, and what is sent where they fail, and where they end either way."""
+
+    events: Iterator[bytes]
+    failure: Callable[[ApiError], bytes] = error_event
+    end: bytes = DONE

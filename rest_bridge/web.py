@@ -108,9 +108,9 @@ def json_response(body: JsonObject, status: int = 200, warnings: Iterable[str] =
     return response
 
 
-def error_response(error: ApiError, *, openai: bool) -> Response:
-    """The answer to a request that failed, in the shape of its route."""
-    response = json_response(error.openai_body() if openai else error.native_body(), error.http_status)
+def error_response(error: ApiError, body: JsonObject) -> Response:
+    """The answer to a request that failed; the body says it in the shape of its route."""
+    response = json_response(body, error.http_status)
     response.headers.update(error.headers())
     return response
 
@@ -124,31 +124,33 @@ def report(response: Response, warnings: Iterable[str]) -> None:
         response.headers["X-MLXGUI-Warnings"] = text[:1024]
 
 
-def event_stream(chunks: Iterator[bytes], live: LiveCall) -> Response:
-    """Server-sent events, ended by [DONE], whether or not an error came in between."""
+def event_stream(stream: sse.Stream, live: LiveCall) -> Response:
+    """Server-sent events, ended as their dialect ends them, whether or not an error came in between."""
     # direct_passthrough: Werkzeug would wrap every event in two more generators.
-    response = Response(_EventBody(chunks, live), headers=sse.HEADERS, direct_passthrough=True)
+    response = Response(_EventBody(stream, live), headers=sse.HEADERS, direct_passthrough=True)
     return response
 
 
 class _EventBody:
     """The body of an event stream; the server closes it, however the client leaves and even if it never began."""
 
-    def __init__(self, chunks: Iterator[bytes], live: LiveCall) -> None:
-        self._chunks = chunks
+    def __init__(self, stream: sse.Stream, live: LiveCall) -> None:
+        self._stream = stream
         self._live = live
 
     def __iter__(self) -> Iterator[bytes]:
+        failure = self._stream.failure
         try:
-            yield from self._chunks
+            yield from self._stream.events
         except grpc.RpcError as error:
-            yield sse.error_event(self._live.blame(errors.from_rpc(error)))
+            yield failure(self._live.blame(errors.from_rpc(error)))
         except ApiError as error:
-            yield sse.error_event(self._live.blame(error))
+            yield failure(self._live.blame(error))
         except Exception:
             _log.exception("an event stream failed")
-            yield sse.error_event(ApiError("INTERNAL", "The bridge failed; its log has the details."))
-        yield sse.DONE
+            yield failure(ApiError("INTERNAL", "The bridge failed; its log has the details."))
+        if self._stream.end:
+            yield self._stream.end
 
     def close(self) -> None:
         self._live.close()

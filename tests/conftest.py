@@ -14,7 +14,9 @@ import pytest
 import requests
 
 from mlxgui.v1 import inference_pb2_grpc, model_pb2_grpc, system_pb2_grpc
+from tests.http.answers import check_answer
 from tests.loopback_hub import LoopbackHub
+from tests.picture_host import ADDRESSES, PictureHost
 from tests.support_models import DEMO, build_tiny
 from tests.support_server import RunningServer, start
 
@@ -32,7 +34,10 @@ class TinyModels:
 
 
 class RestSession(requests.Session):
-    """A session whose paths are relative to the server's REST address, with a generous time limit."""
+    """A session whose paths are relative to the server's REST address, with a generous time limit.
+
+    Every answer that it reads to the end has to be what the API's description says.
+    """
 
     def __init__(self, base_url: str) -> None:
         super().__init__()
@@ -41,7 +46,10 @@ class RestSession(requests.Session):
 
     def request(self, method: Any, url: Any, *args: Any, **kwargs: Any) -> requests.Response:
         kwargs.setdefault("timeout", HTTP_SECONDS)
-        return super().request(method, self.base_url + str(url), *args, **kwargs)
+        response = super().request(method, self.base_url + str(url), *args, **kwargs)
+        if not kwargs.get("stream"):
+            check_answer(response, method)
+        return response
 
 
 @pytest.fixture(scope="session")
@@ -58,11 +66,25 @@ def server_environment(hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
+def picture_host() -> Iterator[PictureHost]:
+    """Where the session's server may fetch images from."""
+    with PictureHost() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 def server(
-    server_environment: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory
+    server_environment: Mapping[str, str],
+    picture_host: PictureHost,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[RunningServer]:
     """The session's server, with bridge, demo model and one standby."""
-    running = start(tmp_path_factory.mktemp("home"), server_environment)
+    running = start(
+        tmp_path_factory.mktemp("home"),
+        server_environment,
+        image_url_trusted_addresses=ADDRESSES,
+        image_url_ports=(80, 443, picture_host.port),
+    )
     yield running
     status = running.stop()
     assert status == 0, "the server did not end cleanly"

@@ -10,12 +10,10 @@ from typing import Any
 DOCUMENT = Path(__file__).parent / "mlx-gui-api.md"
 INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
 
-LATER = {
-    **dict.fromkeys(range(648, 853), "issue 5 (audio)"),
-    **dict.fromkeys(range(856, 1040), "issue 4 (vision)"),
-    **dict.fromkeys(range(1190, 1261), "issue 4 (embeddings)"),
-}
+LATER = dict.fromkeys(range(648, 853), "issue 5 (audio)")
 """Lines of the document that another issue of the tracker serves."""
+VISION_LINES = range(856, 1040)
+"""Lines about images, whose blocks tests/http/test_document_vision.py runs."""
 
 _ROUTE = re.compile(r"#### `([A-Z]+) (/[^`]*)`")
 _TOPIC = re.compile(r"#+ (?!`[A-Z]+ /)")
@@ -40,7 +38,7 @@ class Block:
         return None if match is None else (match[1], match[2])
 
     def json(self) -> Any:
-        return json.loads(self.text)
+        return json.loads(self.text.replace(", ...]", "]"))
 
 
 def blocks(*languages: str) -> list[Block]:
@@ -59,6 +57,12 @@ def blocks(*languages: str) -> list[Block]:
         elif text:
             label = text
     return [block for block in found if block.language in languages]
+
+
+def block_at(line: int) -> Block:
+    """The one whose fence is at a line."""
+    (block,) = (block for block in blocks("bash", "python", "json", "") if block.line == line)
+    return block
 
 
 def statements() -> list[tuple[int, str]]:

@@ -77,6 +77,34 @@ def checked_openai_error(body: Any) -> JsonObject:
     return error
 
 
+def anthropic_error(response: requests.Response, status: int) -> JsonObject:
+    """The `error` object of an answer in the form of Anthropic's API."""
+    assert response.status_code == status, response.text
+    assert response.headers["Content-Type"] == "application/json"
+    body = response.json()
+    assert set(body) == {"type", "error", "request_id"} and body["type"] == "error"
+    assert body["request_id"] == response.headers["Request-Id"]
+    error: JsonObject = body["error"]
+    assert set(error) == {"type", "message", "details"} and error["message"]
+    return error
+
+
+def parse_named_events(raw: bytes) -> list[JsonObject]:
+    """The payloads of a whole stream of Responses or Messages.
+
+    Checks its grammar byte by byte: every event is its name, one `data: ` line of ASCII and an empty line; the name is
+    the payload's type.
+    """
+    assert raw.endswith(b"\n\n")
+    payloads = []
+    for event in raw.decode("ascii").removesuffix("\n\n").split("\n\n"):
+        name, data = event.split("\n")
+        assert data.startswith("data: {") and "\r" not in event, event
+        payloads.append(json.loads(data.removeprefix("data: ")))
+        assert name == f"event: {payloads[-1]['type']}"
+    return payloads
+
+
 def parse_events(raw: bytes) -> list[JsonObject]:
     """The payloads of a whole event stream.
 

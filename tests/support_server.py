@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,6 +100,7 @@ def start(home: Path, environment: Mapping[str, str], **options: Any) -> Running
     Raises ServerDidNotStartError when it ends instead. Ports are free ones unless the options say otherwise.
     """
     home.mkdir(parents=True, exist_ok=True)
+    _share_compiled(home)
     options = {"port": 0, "grpc_port": 0, **options}
     # JSON of text, numbers, truths and lists of them is TOML.
     lines = [f"{name} = {json.dumps(value, default=str)}" for name, value in options.items()]
@@ -121,6 +123,23 @@ def start(home: Path, environment: Mapping[str, str], **options: Any) -> Running
         raise ServerDidNotStartError(status, errors.read())
     address = json.loads((home / "run" / "address.json").read_text())
     return RunningServer(process, home, address["rest"], address["grpc"], Path(address["unix"]))
+
+
+_homes: list[Path] = []
+
+
+def _share_compiled(home: Path) -> None:
+    """What MLX has compiled (by g++, on Linux) for the workers of another server, it need not compile again."""
+    target = home / "tmp" / "mlx"
+    for folder in (other / "tmp" / "mlx" for other in _homes if not target.exists()):
+        libraries = list(folder.rglob("lib*.so"))
+        for library in libraries:
+            copy = target / library.relative_to(folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(library, copy)
+        if libraries:
+            break
+    _homes.append(home)
 
 
 def clean_environment() -> dict[str, str]:

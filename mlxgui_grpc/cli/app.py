@@ -175,6 +175,25 @@ def serve(
         str | None,
         typer.Option(help="Model of requests that name none [env: MLX_GUI_DEFAULT_MODEL; default: none]"),
     ] = None,
+    image_url_fetch: Annotated[
+        str | None,
+        typer.Option(
+            help="Fetch images: on, off, or the hosts to fetch from [env: MLX_GUI_IMAGE_URL_FETCH; default: on]"
+        ),
+    ] = None,
+    image_url_ports: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--image-url-port", help="A port to fetch images from; repeatable [default: 80 and 443]"
+        ),
+    ] = None,
+    image_url_trusted_addresses: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--image-url-trusted-address",
+            help="An address to fetch images from though it is not public; repeatable.",
+        ),
+    ] = None,
     preload_models: Annotated[
         list[str] | None,
         typer.Option(

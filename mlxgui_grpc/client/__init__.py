@@ -23,6 +23,7 @@ from mlxgui_grpc.client.messages import (
     chat_message,
     finish_reason,
 )
+from mlxgui_grpc.client.vectors import Embeddings, Ranking
 
 __all__ = [
     "AsyncClient",
@@ -33,9 +34,11 @@ __all__ = [
     "ChatReply",
     "Client",
     "Completion",
+    "Embeddings",
     "FinishReason",
     "GenerateEvent",
     "Message",
+    "Ranking",
     "Sampling",
     "ServerAddress",
     "ServerUnreachableError",

@@ -40,6 +40,7 @@ class SettingValues(TypedDict, total=False):
     preload_models: Sequence[str]
     max_context_length: int
     max_model_memory_gb: float
+    image_url_fetch: str
 
 
 @checked

@@ -156,7 +156,7 @@ def chat_request(
         tool_choice=tool_choice,
         template_arguments=json.dumps(template_arguments) if template_arguments else "",
         keep_alive=duration(keep_alive_seconds),
-        load_policy=_load_policy(require_loaded),
+        load_policy=load_policy(require_loaded),
     )
 
 
@@ -178,7 +178,7 @@ def generate_request(
         sampling=_sampling_params(sampling),
         echo=echo,
         keep_alive=duration(keep_alive_seconds),
-        load_policy=_load_policy(require_loaded),
+        load_policy=load_policy(require_loaded),
     )
 
 
@@ -285,5 +285,6 @@ def _sampling_params(sampling: Sampling) -> common_pb2.SamplingParams:
     return params
 
 
-def _load_policy(require_loaded: bool) -> common_pb2.LoadPolicy.ValueType:
+def load_policy(require_loaded: bool) -> common_pb2.LoadPolicy.ValueType:
+    """What to do about a model that is not in memory."""
     return common_pb2.LOAD_POLICY_REQUIRE_LOADED if require_loaded else common_pb2.LOAD_POLICY_AUTO

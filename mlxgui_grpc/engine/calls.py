@@ -31,7 +31,7 @@ class Call:
 
 
 class OpenCalls:
-    """Rows and counts by key. Ends each exactly once. Use on the event loop only."""
+    """Rows and questions by key. Ends each exactly once. Use on the event loop only."""
 
     def __init__(self, send: Callable[[frames.Command], None], stall: StallWatch) -> None:
         """`send` takes a command for the worker, or drops it when there is none any more."""
@@ -40,7 +40,7 @@ class OpenCalls:
         self._stall = stall
         self._mailboxes: dict[int, Mailbox] = {}
         self._waiting: set[int] = set()  # rows that nothing was delivered for yet
-        self._counts: set[int] = set()
+        self._asked_once: set[int] = set()
         self._rate = TokenRate()
 
     def __len__(self) -> int:
@@ -54,14 +54,14 @@ class OpenCalls:
     @property
     def running_count(self) -> int:
         """Rows of which something has come and more is to come."""
-        return len(self._mailboxes) - len(self._waiting) - len(self._counts)
+        return len(self._mailboxes) - len(self._waiting) - len(self._asked_once)
 
     @property
     def tokens_per_second(self) -> float:
         """Tokens delivered lately."""
         return self._rate.per_second(self._loop.time())
 
-    def open(self, keys: tuple[int, ...], *, is_count: bool = False) -> Call:
+    def open(self, keys: tuple[int, ...], *, is_answered_once: bool = False) -> Call:
         """Expect events for these keys."""
 
         def pause() -> None:
@@ -77,7 +77,7 @@ class OpenCalls:
         mailbox = Mailbox(pause=pause, resume=resume, abandon=lambda: self.cancel(keys))
         for key in keys:
             self._mailboxes[key] = mailbox
-        (self._counts if is_count else self._waiting).update(keys)
+        (self._asked_once if is_answered_once else self._waiting).update(keys)
         self._stall.asked(keys)
         return Call(keys, mailbox, lambda: self.cancel(keys))
 
@@ -105,9 +105,9 @@ class OpenCalls:
         self._rate.add(self._loop.time(), token_count)
         self._stall.progressed()
 
-    def receive(self, event: frames.Accepted | frames.Prefilled | frames.Counted) -> None:
+    def receive(self, event: frames.Accepted | frames.Prefilled | frames.Answer) -> None:
         """Hand over what came for one request."""
-        if isinstance(event, frames.Counted):
+        if isinstance(event, frames.Answer):
             self._stall.answered((event.key,))
             if mailbox := self._close(event.key):
                 mailbox.put(event)
@@ -133,7 +133,7 @@ class OpenCalls:
         mailboxes = set(self._mailboxes.values())
         self._mailboxes.clear()
         self._waiting.clear()
-        self._counts.clear()
+        self._asked_once.clear()
         self._stall.close()
         for mailbox in mailboxes:
             mailbox.fail(error)
@@ -145,6 +145,6 @@ class OpenCalls:
         mailbox = self._mailboxes.pop(key, None)
         if mailbox is not None:
             self._waiting.discard(key)
-            self._counts.discard(key)
+            self._asked_once.discard(key)
             self._stall.closed(key)
         return mailbox

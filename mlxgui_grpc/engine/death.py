@@ -53,6 +53,11 @@ def speaks_of_memory(text: str) -> bool:
     return any(word in text for word in MEMORY_WORDS)
 
 
+def is_memory_error(error: BaseException) -> bool:
+    """The documented signs of memory running out, by type and by words."""
+    return isinstance(error, MemoryError) or speaks_of_memory(str(error))
+
+
 def speaks_of_starvation(text: str) -> bool:
     """True when a message may be about memory without saying so."""
     text = text.lower()

@@ -19,6 +19,26 @@ PRIORITY_SECONDS = 1.0
 _LENGTH = struct.Struct("<I")
 
 
+class Constraint(msgspec.Struct, array_like=True, frozen=True):
+    """What the text of a row must be: a JSON object, an instance of a JSON Schema, or what a regular expression or
+    a Lark grammar matches; `text` is the schema, the expression or the grammar."""
+
+    kind: Literal["json_object", "json_schema", "regex", "grammar"]
+    text: str = ""
+
+
+class ToolUse(msgspec.Struct, array_like=True, frozen=True):
+    """How the tools of a prompt may be called; the tools themselves are in the prompt, `strict` among their fields."""
+
+    is_required: bool = False
+    function: str = ""  # the one that has to be called
+    is_parallel: bool = True  # several calls in one reply
+
+
+ModelKind = Literal["text", "vision", "embedding", "reranker"]
+"""What a worker loads, in the words of `model_types.py`."""
+
+
 class Sampling(msgspec.Struct, array_like=True, frozen=True):
     """How one row picks its tokens; `max_tokens` 0 means what the context leaves.
 
@@ -37,16 +57,32 @@ class Sampling(msgspec.Struct, array_like=True, frozen=True):
     seed: int | None = None
     stop: tuple[str, ...] = ()
     logit_bias: dict[int, float] = {}
+    top_logprobs: int | None = None  # None, no log-probabilities at all; 0, those of the chosen tokens only
+    max_thinking_tokens: int | None = None  # 0, no thinking; None, no limit of its own
+    constraint: Constraint | None = None
+
+
+class Image(msgspec.Struct, array_like=True, frozen=True):
+    """A decoded picture: `height` x `width` x 3 bytes of sRGB, rows from the top."""
+
+    width: int
+    height: int
+    pixels: bytes
+    detail: Literal["auto", "low", "high"] = "auto"
 
 
 class Prompt(msgspec.Struct, array_like=True, frozen=True):
-    """What a row starts from: exactly one of `messages` (JSON, for the chat template), `text`, `token_ids`."""
+    """What a row starts from: exactly one of `messages` (JSON, for the chat template), `text`, `token_ids`.
+
+    Where the messages have images their content is a list of parts, `{"type": "image"}` for each of `images` in turn.
+    """
 
     messages: bytes = b""
     tools: bytes = b""
     template_arguments: bytes = b""
     text: str | None = None
     token_ids: tuple[int, ...] = ()
+    images: tuple[Image, ...] = ()
 
 
 # Control process to worker.
@@ -56,6 +92,7 @@ class Load(msgspec.Struct, tag="load", array_like=True, frozen=True):
     """Load the checkpoint in the folder `view`; a worker does this once in its life."""
 
     view: str
+    kind: ModelKind = "text"
     tokenizer_only: bool = False
     max_rows: int = 32
     kv_budget_bytes: int = 0  # 0, no limit
@@ -70,6 +107,9 @@ class Submit(msgspec.Struct, tag="submit", array_like=True, frozen=True):
     prompt: Prompt
     sampling: Sampling
     priority: int = 0
+    tool_use: ToolUse | None = None  # None: what looks like a tool call is text
+    echo: bool = False  # the text of each row begins with the prompt's
+    is_scored_only: bool = False  # each row ends with its prefill, whatever `sampling.max_tokens` says
 
 
 class Cancel(msgspec.Struct, tag="cancel", array_like=True, frozen=True):
@@ -97,6 +137,24 @@ class Count(msgspec.Struct, tag="count", array_like=True, frozen=True):
     prompt: Prompt
 
 
+class Embed(msgspec.Struct, tag="embed", array_like=True, frozen=True):
+    """Make a vector of each prompt. Answered by `Embedded` or `Failed`."""
+
+    key: int
+    prompts: tuple[Prompt, ...]
+    dimensions: int = 0  # keep so many leading numbers of each, and normalise again; 0, all
+    priority: int = 0
+
+
+class Rerank(msgspec.Struct, tag="rerank", array_like=True, frozen=True):
+    """Score how well each document answers the query. Answered by `Reranked` or `Failed`."""
+
+    key: int
+    query: str
+    documents: tuple[str, ...]
+    priority: int = 0
+
+
 class AskUsage(msgspec.Struct, tag="usage?", array_like=True, frozen=True):
     """Send a `Usage` between two steps."""
 
@@ -108,7 +166,7 @@ class Limits(msgspec.Struct, tag="limits", array_like=True, frozen=True):
     kv_budget_bytes: int
 
 
-Command = Load | Submit | Cancel | Pause | Resume | Count | AskUsage | Limits
+Command = Load | Submit | Cancel | Pause | Resume | Count | Embed | Rerank | AskUsage | Limits
 
 
 # Worker to control process.
@@ -133,6 +191,10 @@ class Loaded(msgspec.Struct, tag="loaded", array_like=True, frozen=True):
     load_seconds: float
     kv_bytes_per_token: int = 0  # what a row's cache grows by, all layers together; 0, unknown
     active_bytes: int = 0  # what MLX holds now
+    notes: tuple[str, ...] = ()  # what a user should know of how this model is served here, as sentences
+    warnings: tuple[str, ...] = ()  # of those, what every answer has to say
+    tool_format: str = ""  # name of mlx-lm's parser of its tool calls; empty, none is known
+    can_think: bool = False  # it marks its thinking
 
 
 class Warming(msgspec.Struct, tag="warming", array_like=True, frozen=True):
@@ -162,15 +224,50 @@ class Spent(msgspec.Struct, array_like=True, gc=False, frozen=True):
     decode: float
 
 
+class ToolCallPart(msgspec.Struct, array_like=True, frozen=True):
+    """A part of one tool call of a row: `id` and `name` in its first part only, `arguments` to be appended."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+class Logprob(msgspec.Struct, array_like=True, frozen=True):
+    """One token's natural log-probability at temperature 1, before penalties, bias and constraint."""
+
+    token: int
+    text: str
+    bytes: bytes
+    logprob: float | None  # None for the first token of a prompt, which nothing predicts
+    top: tuple["Logprob", ...] = ()  # the likeliest at this place, likeliest first
+
+
+class PieceExtra(msgspec.Struct, array_like=True):
+    """What most pieces do not have.
+
+    A piece does not say in which order its kinds came: it is taken for reasoning, then text, then calls, and differs
+    only where one token completes several, as the end of a call with what follows it.
+    """
+
+    reasoning: str = ""
+    reasoning_token_count: int = 0
+    tool_calls: tuple[ToolCallPart, ...] = ()
+    logprobs: tuple[Logprob, ...] = ()
+    prompt_logprobs: tuple[Logprob, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
 class Piece(msgspec.Struct, array_like=True, gc=False):
     """One row's share of a step: text that is final, and how many tokens were decoded for it."""
 
     key: int
     token_count: int
     text: str
-    finish: Literal["", "stop", "length"] = ""
+    finish: Literal["", "stop", "length", "tool_calls"] = ""
     stop_match: str = ""
     spent: Spent | None = None
+    extra: PieceExtra | None = None
 
 
 class Step(msgspec.Struct, tag="step", array_like=True, gc=False):
@@ -193,6 +290,28 @@ class Counted(msgspec.Struct, tag="counted", array_like=True, frozen=True):
 
     key: int
     token_count: int
+    warnings: tuple[str, ...] = ()  # what of the prompt is not heeded, as sentences
+
+
+class Embedded(msgspec.Struct, tag="embedded", array_like=True, frozen=True):
+    """The answer to `Embed`: the vectors of all prompts one after the other, float32, little-endian."""
+
+    key: int
+    dimensions: int
+    vectors: bytes
+    prompt_token_count: int
+    queue_seconds: float
+    compute_seconds: float
+
+
+class Reranked(msgspec.Struct, tag="reranked", array_like=True, frozen=True):
+    """The answer to `Rerank`: a score from 0 to 1 for each document, in their order."""
+
+    key: int
+    scores: tuple[float, ...]
+    prompt_token_count: int
+    queue_seconds: float
+    compute_seconds: float
 
 
 class Usage(msgspec.Struct, tag="usage", array_like=True, frozen=True):
@@ -212,7 +331,9 @@ class Usage(msgspec.Struct, tag="usage", array_like=True, frozen=True):
     is_answer: bool = False  # to `AskUsage`
 
 
-Event = Ready | Warming | Loaded | Accepted | Prefilled | Step | Failed | Counted | Usage
+Answer = Counted | Embedded | Reranked
+"""An event that answers a command with one key and ends it."""
+Event = Ready | Warming | Loaded | Accepted | Prefilled | Step | Failed | Answer | Usage
 
 _encoder = msgspec.msgpack.Encoder()
 decode_command = msgspec.msgpack.Decoder(Command).decode

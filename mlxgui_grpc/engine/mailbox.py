@@ -9,7 +9,7 @@ from mlxgui_grpc.errors import ModelServerError, SlowConsumerError
 PAUSE_AT_EVENTS = 256
 SLOW_CONSUMER_SECONDS = 30.0
 
-Event = frames.Accepted | frames.Prefilled | frames.Piece | frames.Counted
+Event = frames.Accepted | frames.Prefilled | frames.Piece | frames.Answer
 
 
 class Mailbox:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from mlxgui_grpc.engine.frames import Prompt
+from mlxgui_grpc.engine.history import adapted
+from mlxgui_grpc.engine.template_variables import variables_of
 from mlxgui_grpc.errors import (
     ContextLengthExceededError,
     InvalidRequestError,
@@ -16,6 +18,11 @@ from mlxgui_grpc.errors import (
 
 RENDER_LIMIT_SECONDS = 2.0
 """A template that takes longer to render than this is a program, not a template (rulings.md)."""
+_NAMES = {
+    "reasoning_effort": {"reasoning_effort", "enable_thinking", "thinking"},
+    "enable_thinking": {"enable_thinking", "thinking"},
+}
+"""How much or whether to think, as requests call it, and as which variables templates may get it."""
 
 
 class PromptTokenizer:
@@ -37,6 +44,9 @@ class PromptTokenizer:
         self._max_prompt_bytes = 2 * context_length * longest_token_bytes + (1 << 20)
         self._tokenizer = tokenizer
         self._template = render
+        source = tokenizer.chat_template
+        self._source = source if isinstance(source, str) else json.dumps(source) if source else ""
+        self._variables = variables_of(self._source)
         self._vocabulary_size = vocabulary_size
         self._on_runaway = on_runaway
 
@@ -44,7 +54,7 @@ class PromptTokenizer:
         """The token ids of a prompt; raises InvalidRequestError when there are none or one is out of range."""
         self._refuse_huge(len(prompt.messages) + len(prompt.tools) + len(prompt.text or ""))
         if prompt.messages:
-            ids = self._encode(self._render(prompt), add_special_tokens=False)
+            ids = self._encode(self.render(prompt), add_special_tokens=False)
         elif prompt.text is not None:
             ids = self._encode(prompt.text, add_special_tokens=True)
         else:
@@ -71,14 +81,21 @@ class PromptTokenizer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return ids
 
-    def _render(self, prompt: Prompt) -> str:
+    def render(self, prompt: Prompt) -> str:
+        """The text of a chat; raises InvalidRequestError when the template refuses it."""
+        self._refuse_huge(len(prompt.messages) + len(prompt.tools))
         if self._template is None:
             raise ModelTypeMismatchError(
-                "this model has no chat template; use a completion (Generate, POST /v1/completions) instead"
+                "this model has no chat template; use a completion (Generate, POST /v1/completions) instead",
+                field="model",
             )
-        arguments = json.loads(prompt.template_arguments) if prompt.template_arguments else {}
-        messages = json.loads(prompt.messages)
+        arguments = self._arguments(
+            json.loads(prompt.template_arguments) if prompt.template_arguments else {}
+        )
         tools = json.loads(prompt.tools) if prompt.tools else None
+        messages = adapted(json.loads(prompt.messages), self._source, has_tools=bool(tools))
+        for tool in tools or ():
+            tool["function"].pop("strict", None)  # For the decoder; no model was trained to read it.
         watchdog = threading.Timer(RENDER_LIMIT_SECONDS, self._on_runaway)
         watchdog.daemon = True
         watchdog.start()
@@ -95,3 +112,29 @@ class PromptTokenizer:
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             watchdog.cancel()
+
+    def warnings(self, prompt: Prompt) -> list[str]:
+        """What of the request the template knows nothing of, as sentences."""
+        if not prompt.template_arguments or not prompt.messages or not self._source:
+            return []
+        given = json.loads(prompt.template_arguments)
+        return [
+            f"{name} has no effect: this model's chat template does not know it"
+            for name, variables in _NAMES.items()
+            if name in given and self._variables.isdisjoint(variables)
+        ]
+
+    def _arguments(self, given: dict[str, Any]) -> dict[str, Any]:
+        """The variables of a request, and what they are called where templates differ.
+
+        Whether to think: most templates know `enable_thinking`, some `thinking`, some `reasoning_effort`.
+        """
+        arguments = dict(given)
+        effort = arguments.get("reasoning_effort")
+        if effort is not None and "reasoning_effort" not in self._variables:
+            arguments.setdefault("enable_thinking", effort != "none")
+        if not self._source:  # A renderer of mlx-lm's, which takes no variables that it does not know.
+            arguments.pop("reasoning_effort", None)
+        elif "enable_thinking" in arguments and "enable_thinking" not in self._variables:
+            arguments.setdefault("thinking", arguments["enable_thinking"])
+        return arguments

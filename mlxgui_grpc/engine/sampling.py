@@ -14,6 +14,7 @@ from typing import TypeVar
 import mlx.core as mx
 
 from mlxgui_grpc.engine.frames import Sampling
+from mlxgui_grpc.engine.guide import Guide
 
 Value = TypeVar("Value", int, float)
 
@@ -51,7 +52,9 @@ class LogitsShaper:
     ) -> None:
         self._window = sampling.repetition_context_size
         self._repetition = repetition_penalty if self._window else 1.0  # [-0:] would be everything
-        self._recent = mx.array(list(prompt_tail)[-self._window :] if self._window else [], dtype=mx.int32)
+        tail = list(prompt_tail)[-self._window :] if self._window else []
+        # A picture's token may have no logit: MLX checks no index, and would write beyond the array.
+        self._recent = mx.array([token for token in tail if token < vocabulary_size], dtype=mx.int32)
         self._presence = sampling.presence_penalty
         self._frequency = sampling.frequency_penalty
         self._counts = mx.zeros((vocabulary_size,)) if self._presence or self._frequency else None
@@ -92,7 +95,17 @@ class LogitsShaper:
 class RowSampling:
     """One row's sampler: resolved parameters and the two words of its random key."""
 
-    __slots__ = ("key_word", "min_p", "position", "shaper", "temperature", "top_k", "top_p")
+    __slots__ = (
+        "guide",
+        "key_word",
+        "min_p",
+        "position",
+        "shaper",
+        "temperature",
+        "top_k",
+        "top_logprobs",
+        "top_p",
+    )
 
     def __init__(
         self,
@@ -101,7 +114,10 @@ class RowSampling:
         word: int,
         prompt: Sequence[int],
         vocabulary_size: int,
+        guide: Guide | None = None,
     ) -> None:
+        self.guide = guide
+        self.top_logprobs = sampling.top_logprobs
         self.temperature = _first(sampling.temperature, defaults.temperature)
         self.top_p = _first(sampling.top_p, defaults.top_p)
         top_k = _first(sampling.top_k, defaults.top_k)
@@ -130,6 +146,8 @@ class BatchSampler:
         self._rows = rows
         self._is_greedy = all(row.temperature == 0 for row in rows)
         self._has_shapers = any(row.shaper is not None for row in rows)
+        self.wants_scores = any(row.top_logprobs is not None for row in rows)
+        """A row wants to know the log-probabilities."""
         if self._is_greedy:
             return
 
@@ -147,8 +165,11 @@ class BatchSampler:
             else None
         )
 
-    def sample(self, inputs: mx.array, logits: mx.array) -> mx.array:
-        """The next token of each row, (rows,), from `logits` (rows, vocabulary) after `inputs` (rows,); lazy."""
+    def sample(self, inputs: mx.array, logits: mx.array, allowed: mx.array | None = None) -> mx.array:
+        """The next token of each row, (rows,), from `logits` (rows, vocabulary) after `inputs` (rows,); lazy.
+
+        `allowed` (rows, vocabulary) is false for tokens that may not be drawn: whatever penalties and bias say.
+        """
         if self._has_shapers:
             logits = mx.concatenate(
                 [
@@ -158,6 +179,8 @@ class BatchSampler:
                     for i, row in enumerate(self._rows)
                 ]
             )
+        if allowed is not None:
+            logits = mx.where(allowed, logits, _NEGATIVE_INFINITY)
         greedy = mx.argmax(logits, axis=-1)
         if self._is_greedy:
             return greedy

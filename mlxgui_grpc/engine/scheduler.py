@@ -3,26 +3,29 @@
 Policy, with the figures that chose it in the design notes (`worker-process.md`, section 2):
 - Rows with short prompts (up to 256 tokens) are prefilled together and join in one call: at once when nothing
   decodes, else every `ADMIT_EVERY_STEPS` steps, or sooner when a quarter of the batch waits.
-- Longer prompts are prefilled one at a time in chunks, between two steps of the others: 512 tokens while others
-  decode, 2048 when alone. A cancelled one is dropped between two chunks.
+- Longer prompts, and those with pictures, are prefilled one at a time in chunks, between two steps of the others: 512
+  tokens while others decode, 2048 when alone, fewer where they are scored; before that one picture at a time where
+  the architecture tells them apart. A cancelled one is dropped between two chunks.
 - The queue is ordered by `submit_time - priority` seconds: larger priorities go first, and yet nobody starves.
 - Rows reserve KV cache before they start and as they grow. When that is more than the budget, the row with the last
   place in that order makes room: it is queued again, and recomputed when its turn comes. It is never failed.
 """
 
-import math
-import threading
 import time
 from bisect import insort
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from mlxgui_grpc.engine import frames
 from mlxgui_grpc.engine.batch import DecodeBatch, Prefill
-from mlxgui_grpc.engine.kv_budget import STEP_TOKENS, KvBudget, rounded_up
+from mlxgui_grpc.engine.death import is_memory_error
+from mlxgui_grpc.engine.kv_budget import STEP_TOKENS, UNKNOWN_COST, KvBudget, KvCost, rounded_up
+from mlxgui_grpc.engine.logprobs import TokenTexts, logprob_bytes, split_piece
+from mlxgui_grpc.engine.loop import Loop
 from mlxgui_grpc.engine.row import EngineRow
+from mlxgui_grpc.errors import ModelServerError
 
 SHORT_PROMPT_TOKENS = 256
 ADMIT_EVERY_STEPS = 8
@@ -32,9 +35,10 @@ ADMIT_ROW_BUDGET = 16
 """Short prompts prefilled together: bounds the pause of the rows that decode, and the memory of the prefill."""
 CHUNK_TOKENS_BUSY = 512
 CHUNK_TOKENS_ALONE = 2048
-REPORT_SECONDS = 1.0
-IDLE_REPORT_SECONDS = 0.1
-"""So long nothing came after the last row has ended: a report says that the worker is idle."""
+CHUNK_TOKENS_SCORED = 128
+"""Of a prompt whose tokens are scored, while others decode: each token costs the output layer and a sort."""
+STEP_LOGPROB_BYTES = 8 * 1024 * 1024
+"""Log-probabilities in one frame, about; those of a prompt that are more come in several pieces."""
 
 
 @dataclass(eq=False, slots=True)
@@ -45,8 +49,8 @@ class _Parked:
     cache: list[Any] | None
 
 
-class Scheduler:
-    """Owns the rows. All methods but `call` run on the MLX thread."""
+class Scheduler(Loop):
+    """Owns the rows."""
 
     def __init__(
         self,
@@ -55,21 +59,20 @@ class Scheduler:
         end_tokens: frozenset[int],
         max_rows: int,
         send: Callable[[frames.Event], None],
-        kv_bytes_per_token: int = 0,
+        kv_cost: KvCost = UNKNOWN_COST,
         kv_budget_bytes: int = 0,
+        token_texts: TokenTexts | None = None,
         report: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`report` is called about once a second while there is work, and once when there is no more."""
+        """Without `token_texts` no row may want log-probabilities."""
+        super().__init__(report, clock)
         self._model = model
         self._end_tokens = end_tokens
         self._max_rows = max_rows
         self._send = send
-        self._clock = clock
-        self._report = report
-        self._report_time = -math.inf
-        self._has_news = False
-        self._budget = KvBudget(kv_bytes_per_token, kv_budget_bytes)
+        self._token_texts = token_texts
+        self._budget = KvBudget(kv_cost, kv_budget_bytes)
         self._steps_to_growth = 0
         """Steps until a row has used up its reservation; 0 also when rows or the budget have changed."""
         self._waiting: list[EngineRow] = []
@@ -81,46 +84,10 @@ class Scheduler:
         self._pause_when_decoding: set[int] = set()
         self._resumable: deque[_Parked] = deque()
         self._steps_since_admission = ADMIT_EVERY_STEPS
-        self._calls: deque[Callable[[], None]] = deque()
-        self._wake = threading.Condition()
-        self.turn_count = 0
-        """Turns that went well."""
         self.work_count = 0
         """Tokens prefilled and decoded."""
         self.preempted_count = 0
         """How often a row had to make room for others."""
-
-    # From other threads.
-
-    def call(self, function: Callable[[], None]) -> None:
-        """Run `function` on the MLX thread between two steps."""
-        with self._wake:
-            self._calls.append(function)
-            self._wake.notify()
-
-    # On the MLX thread.
-
-    def run(self) -> NoReturn:
-        """Work for ever. Sleeps on a condition when there is nothing to do."""
-        while True:
-            while self._calls:
-                self._calls.popleft()()
-            if self.turn():
-                self.turn_count += 1
-                self._has_news = True
-                if self._clock() >= self._report_time:
-                    self._tell()
-            elif not self._wait_for_call(IDLE_REPORT_SECONDS if self._has_news else None):
-                self._tell()
-
-    def _wait_for_call(self, seconds: float | None) -> bool:
-        with self._wake:
-            return self._wake.wait_for(lambda: bool(self._calls), seconds)
-
-    def _tell(self) -> None:
-        self._has_news = False
-        self._report_time = self._clock() + REPORT_SECONDS
-        self._report()
 
     def submit(self, rows: list[EngineRow]) -> None:
         """Queue rows at their places."""
@@ -137,8 +104,7 @@ class Scheduler:
         """Forget rows wherever they are; their memory is free after this step or prefill chunk."""
         self._pause_when_decoding -= keys
         self._waiting = [row for row in self._waiting if row.key not in keys]
-        if self._prefill and all(row.key in keys for row in self._prefill.rows):
-            self._prefill = None
+        self._leave_prefill({row for row in self._prefilling() if row.key in keys})
         for key in keys & self._parked.keys():
             del self._parked[key]
         self._resumable = deque(parked for parked in self._resumable if parked.row.key not in keys)
@@ -157,17 +123,53 @@ class Scheduler:
         row = self._batch.rows[index]
         self._joining = [row]
         token, cache = self._batch.take(index)
-        self._joining = []
         self._steps_to_growth = 0
         if not self._deliver_last(row, token):
             self._parked[key] = _Parked(row, cache)
+        self._joining = []
 
     def _deliver_last(self, row: EngineRow, token: int) -> bool:
         """Deliver the token that a row had drawn when it left the batch; True when it was the row's last."""
-        piece = row.advance(token, self._end_tokens, self._clock)
+        piece, is_over = self._advance(row, token)
         if piece is not None:
-            self._send(frames.Step([piece]))
-        return piece is not None and bool(piece.finish)
+            self._deliver([piece])
+        return is_over
+
+    def _advance(self, row: EngineRow, token: int) -> tuple[frames.Piece | None, bool]:
+        """Account for a token that the batch has just given: what to deliver, and whether it is the row's last.
+
+        A row whose guide knows no way on, or whose text cannot be made, is failed, and no other."""
+        guide = row.sampling.guide
+        if guide is not None and guide.failure:
+            self._send(frames.Failed((row.key,), "INVALID_PARAMETER", guide.failure, guide.field))
+            return None, True
+        try:
+            logprob = None
+            if row.sampling.top_logprobs is not None:
+                assert self._token_texts is not None, "promised to the constructor"
+                logprob = self._token_texts.logprob(self._batch.scores[row])
+            piece = row.advance(token, self._end_tokens, self._clock, logprob)
+        except BaseException as error:  # A panic of the tokenizer's is no Exception.
+            if is_memory_error(error) or isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+            message = f"the reply could not be read: {type(error).__name__}: {error}"
+            self._send(frames.Failed((row.key,), "GENERATION_FAILED", message))
+            return None, True
+        return piece, piece is not None and bool(piece.finish)
+
+    def _deliver(self, pieces: list[frames.Piece]) -> None:
+        """Send what a step brought, in several frames where log-probabilities make it long."""
+        ready: list[frames.Piece] = []
+        ready_bytes = 0
+        for part in (part for piece in pieces for part in split_piece(piece, STEP_LOGPROB_BYTES)):
+            size = logprob_bytes(part)
+            if ready and ready_bytes + size > STEP_LOGPROB_BYTES:
+                self._send(frames.Step(ready))
+                ready, ready_bytes = [], 0
+            ready.append(part)
+            ready_bytes += size
+        if ready:
+            self._send(frames.Step(ready))
 
     def resume(self, key: int) -> None:
         """Let a paused row decode on."""
@@ -243,7 +245,7 @@ class Scheduler:
     def _fits(self, newcomers: list[EngineRow], leaving: _Parked | None = None) -> bool:
         """Whether the rows that run and `newcomers` have room for their reservations, beside those set aside."""
         running = [row.reserved_count for row in (*self._batch.rows, *self._prefilling(), *newcomers)]
-        aside = sum(rounded_up(parked.row.length) for parked in self._set_aside() if parked is not leaving)
+        aside = [rounded_up(parked.row.length) for parked in self._set_aside() if parked is not leaving]
         return self._budget.fits(running, aside)
 
     def _keep_within_budget(self) -> None:
@@ -274,14 +276,13 @@ class Scheduler:
             return
         row = max([*self._batch.rows, *self._prefilling()], key=lambda row: row.place)
         if row in self._prefilling():
-            self._prefill = None
+            self._leave_prefill({row})
         else:
             self._joining = [row]
-            index = self._batch.rows.index(row)
-            token = self._batch.drawn_token(index)
-            self._batch.remove({index})
+            token = self._batch.drop(self._batch.rows.index(row))
+            is_over = self._deliver_last(row, token)
             self._joining = []
-            if self._deliver_last(row, token):
+            if is_over:
                 return
         self.submit([row])
 
@@ -311,7 +312,7 @@ class Scheduler:
         at = 0
         while at < len(self._waiting) and len(group) < self._free_rows():
             row = self._waiting[at]
-            is_long = row.length > SHORT_PROMPT_TOKENS
+            is_long = row.length > SHORT_PROMPT_TOKENS or row.wants_prompt_logprobs or row.images is not None
             if is_long and self._prefill is not None:
                 at += 1  # One long prompt at a time; short ones behind it need not wait.
                 continue
@@ -325,7 +326,15 @@ class Scheduler:
             row.prefill_time = row.prefill_time or now
             if is_long:
                 self._joining = [row, *group]
-                self._prefill = Prefill(self._model, [row], [row.tokens])
+                rows = [row, *self._siblings(row, group, at, now)]
+                self._joining = [*rows, *group]
+                top_logprobs = row.sampling.top_logprobs if row.wants_prompt_logprobs else None
+                tokens: list[Sequence[int]] = [row.tokens for row in rows]
+                if row.images is None:
+                    self._prefill = Prefill(self._model, rows, tokens, top_logprobs=top_logprobs)
+                else:
+                    model = self._model.with_images(row.images)
+                    self._prefill = Prefill(model, rows, tokens, top_logprobs=top_logprobs, look=model.look)
                 self._joining = []
             else:
                 group.append(row)
@@ -334,8 +343,24 @@ class Scheduler:
             prefill = Prefill(self._model, group, [row.tokens for row in group])
             if not prefill.is_done:
                 prefill.advance(SHORT_PROMPT_TOKENS)
-            self.work_count += sum(row.length for row in group)
+            self.work_count += prefill.token_count
             self._join(prefill)
+
+    def _siblings(self, first: EngineRow, group: list[EngineRow], at: int, now: float) -> list[EngineRow]:
+        """Take the rows from the queue that wait at `at` for the prefill of the same prompt, as far as there is room
+        beside `group`: they share it. The others compute it again when their turn comes."""
+        rows: list[EngineRow] = []
+        while at < len(self._waiting) and 1 + len(rows) + len(group) < self._free_rows():
+            row = self._waiting[at]
+            if row.tokens is not first.tokens:
+                break
+            row.reserve()
+            if not self._fits([*group, first, *rows, row]):
+                break
+            del self._waiting[at]
+            row.prefill_time = row.prefill_time or now
+            rows.append(row)
+        return rows
 
     def _is_admission_due(self) -> bool:
         decoding = len(self._batch.rows)
@@ -345,10 +370,30 @@ class Scheduler:
             or 4 * len(self._waiting) >= decoding
         )
 
+    def _look(self, prefill: Prefill[EngineRow]) -> bool:
+        """Look at one more picture of the prompt; False when there is none. The rows are failed when it cannot be."""
+        try:
+            token_count = prefill.look()
+        except ModelServerError as error:
+            keys = tuple(row.key for row in prefill.rows)
+            self._pause_when_decoding.difference_update(keys)
+            self._prefill = None
+            self._send(frames.Failed(keys, error.reason, error.message, error.field))
+            return True
+        self.work_count += token_count
+        return token_count > 0
+
     def _prefill_chunk(self, prefill: Prefill[EngineRow]) -> None:
+        if self._look(prefill):
+            return
         done_before = prefill.done_token_count
-        prefill.advance(CHUNK_TOKENS_BUSY if self._batch.rows else CHUNK_TOKENS_ALONE)
+        if not prefill.is_done:
+            busy = CHUNK_TOKENS_SCORED if prefill.is_scored else CHUNK_TOKENS_BUSY
+            prefill.advance(busy if self._batch.rows else CHUNK_TOKENS_ALONE)
         self.work_count += prefill.done_token_count - done_before
+        if prefill.is_scored:
+            assert self._token_texts is not None, "promised to the constructor"
+            prefill.prompt_logprobs += map(self._token_texts.logprob, prefill.take_scores())
         if prefill.is_done:
             self._joining = prefill.rows
             self._prefill = None
@@ -357,13 +402,36 @@ class Scheduler:
             keys = tuple(row.key for row in prefill.rows)
             self._send(frames.Prefilled(keys, prefill.done_token_count, len(prefill.rows[0].prompt)))
 
+    def _leave_prefill(self, rows: set[EngineRow]) -> None:
+        if self._prefill is not None:
+            self._prefill.discard(rows)
+            if not self._prefill.rows:
+                self._prefill = None
+
     def _join(self, prefill: Prefill[EngineRow]) -> None:
-        self._batch.join(prefill.rows, prefill.last_tokens, prefill.cache)
+        if prefill.is_scored:
+            logprobs = tuple(prefill.prompt_logprobs)
+            for row in prefill.rows:
+                row.prompt_logprobs, row.wants_prompt_logprobs = logprobs, False
+        if not self._end_scored(prefill):
+            self._joining = []
+            return
+        self._batch.join(prefill.rows, prefill.last_tokens, prefill.row_caches())
         self._joining = []
         self._steps_to_growth = 0
         for key in self._pause_when_decoding & {row.key for row in prefill.rows}:
             self._pause_when_decoding.discard(key)
             self.pause(key)
+
+    def _end_scored(self, prefill: Prefill[EngineRow]) -> bool:
+        """Deliver the rows that generate nothing; whether others are left."""
+        scored = [row for row in prefill.rows if not row.token_limit]
+        if scored:
+            prefill.discard(set(scored))
+            self._joining = prefill.rows
+            self._pause_when_decoding.difference_update(row.key for row in scored)
+            self._deliver([row.end_scored(self._clock) for row in scored])
+        return bool(prefill.rows)
 
     def _decode(self) -> None:
         rows = self._batch.rows
@@ -374,13 +442,13 @@ class Scheduler:
         pieces: list[frames.Piece] = []
         finished: set[int] = set()
         for index, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-            piece = row.advance(token, self._end_tokens, self._clock)
+            piece, is_over = self._advance(row, token)
             if piece is not None:
                 pieces.append(piece)
-                if piece.finish:
-                    finished.add(index)
+            if is_over:
+                finished.add(index)
         if pieces:
-            self._send(frames.Step(pieces))
+            self._deliver(pieces)
         self._leave(finished)
 
     def _leave(self, indices: set[int]) -> None:

@@ -161,6 +161,7 @@ class WorkerProcess(asyncio.Protocol):
         label: str,
         view: Path,
         *,
+        kind: frames.ModelKind = "text",
         tokenizer_only: bool = False,
         kv_budget_bytes: int = 0,
         context_limit: int = 0,
@@ -177,6 +178,7 @@ class WorkerProcess(asyncio.Protocol):
         self._send(
             frames.Load(
                 str(view),
+                kind,
                 tokenizer_only,
                 self._max_rows,
                 kv_budget_bytes,
@@ -265,23 +267,34 @@ class WorkerProcess(asyncio.Protocol):
         return self._memory.footprint_bytes if self._memory is not None else 0
 
     def submit(
-        self, prompts: Sequence[frames.Prompt], sampling: frames.Sampling, rows: int, priority: int
+        self,
+        prompts: Sequence[frames.Prompt],
+        sampling: frames.Sampling,
+        rows: int,
+        priority: int,
+        *,
+        tool_use: frames.ToolUse | None = None,
+        echo: bool = False,
+        is_scored_only: bool = False,
     ) -> Call:
         """Queue `rows` rows for each prompt; raises QueueFullError when too many wait already.
 
         The keys of the call are in order: those of the first prompt, then those of the second.
         """
-        limit = self._max_rows + self._max_waiting_rows
-        if len(self._calls) + rows * len(prompts) > limit:
-            raise QueueFullError(
-                f"Model '{self.label}' has {len(self._calls)} requests running or waiting, {limit} at most; "
-                "try again in a moment",
-                retry_after_seconds=1.0,
-                model=self.label,
-            )
+        self.refuse_crowd(rows * len(prompts))
         keys = tuple(next(self._keys) for _ in range(rows * len(prompts)))
         encoded = [
-            _encoded(frames.Submit(keys[index * rows : (index + 1) * rows], prompt, sampling, priority))
+            _encoded(
+                frames.Submit(
+                    keys[index * rows : (index + 1) * rows],
+                    prompt,
+                    sampling,
+                    priority,
+                    tool_use,
+                    echo,
+                    is_scored_only,
+                )
+            )
             for index, prompt in enumerate(prompts)
         ]
         call = self._open(keys)
@@ -291,11 +304,34 @@ class WorkerProcess(asyncio.Protocol):
 
     def count(self, prompt: frames.Prompt) -> Call:
         """Ask for the number of tokens of a prompt: one `Counted` event."""
-        key = next(self._keys)
-        frame = _encoded(frames.Count(key, prompt))
-        call = self._open((key,), is_count=True)
+        return self._ask(frames.Count(next(self._keys), prompt))
+
+    def embed(self, prompts: Sequence[frames.Prompt], dimensions: int, priority: int) -> Call:
+        """Ask for the vectors of prompts: one `Embedded` event. Raises QueueFullError when too many wait already."""
+        self.refuse_crowd(1)
+        return self._ask(frames.Embed(next(self._keys), tuple(prompts), dimensions, priority))
+
+    def rerank(self, query: str, documents: Sequence[str], priority: int) -> Call:
+        """Ask for the scores of documents: one `Reranked` event. Raises QueueFullError when too many wait already."""
+        self.refuse_crowd(1)
+        return self._ask(frames.Rerank(next(self._keys), query, tuple(documents), priority))
+
+    def _ask(self, command: frames.Count | frames.Embed | frames.Rerank) -> Call:
+        frame = _encoded(command)
+        call = self._open((command.key,), is_answered_once=isinstance(command, frames.Count))
         self._write(frame)
         return call
+
+    def refuse_crowd(self, newcomers: int) -> None:
+        """Raise QueueFullError when so many more rows would be too many."""
+        limit = self._max_rows + self._max_waiting_rows
+        if len(self._calls) + newcomers > limit:
+            raise QueueFullError(
+                f"Model '{self.label}' has {len(self._calls)} requests running or waiting, {limit} at most; "
+                "try again in a moment",
+                retry_after_seconds=1.0,
+                model=self.label,
+            )
 
     async def usage(self) -> frames.Usage:
         """Memory and rows, answered between two steps; raises EngineDeadError when it dies meanwhile."""
@@ -306,10 +342,10 @@ class WorkerProcess(asyncio.Protocol):
         self._send(frames.AskUsage())
         return await future
 
-    def _open(self, keys: tuple[int, ...], *, is_count: bool = False) -> Call:
+    def _open(self, keys: tuple[int, ...], *, is_answered_once: bool = False) -> Call:
         if not self.is_alive:
             raise self._death_error()
-        call = self._calls.open(keys, is_count=is_count)
+        call = self._calls.open(keys, is_answered_once=is_answered_once)
         self._watch_memory()
         return call
 
@@ -340,7 +376,7 @@ class WorkerProcess(asyncio.Protocol):
                 self._receive(event)
 
     def _receive(self, event: frames.Event) -> None:
-        if isinstance(event, frames.Accepted | frames.Prefilled | frames.Counted):
+        if isinstance(event, frames.Accepted | frames.Prefilled | frames.Answer):
             self._calls.receive(event)
         elif isinstance(event, frames.Failed):
             if not event.keys:  # The load failed, or the worker is about to end itself.
@@ -460,7 +496,7 @@ class WorkerProcess(asyncio.Protocol):
         ).error(self.label)
 
 
-def _encoded(command: frames.Submit | frames.Count) -> bytes:
+def _encoded(command: frames.Submit | frames.Count | frames.Embed | frames.Rerank) -> bytes:
     frame = frames.encode(command)
     if len(frame) > frames.MAX_FRAME_BYTES:
         raise PayloadTooLargeError(

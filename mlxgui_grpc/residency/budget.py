@@ -92,6 +92,7 @@ class Budget:
             token_count=token_count,
             request_count=request_count,
             process_bytes=self.process_bytes,
+            batch_bytes=int(facts.get("batch_bytes", 0)),
         )
 
     def plan(self, model: InstalledModel, required_bytes: int) -> tuple[Plan, Room]:

@@ -10,12 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mlxgui_grpc import checkpoint
+import msgspec
+
+from mlxgui_grpc import checkpoint, model_view
 from mlxgui_grpc.catalog import Catalog, InstalledModel
+from mlxgui_grpc.engine import frames
 from mlxgui_grpc.engine.supervisor import EXIT_GRACE_SECONDS, WorkerProcess
 from mlxgui_grpc.errors import (
     EngineDeadError,
     HardwareIncompatibleError,
+    ModelIncompatibleError,
     ModelLoadFailedError,
     ModelNotFoundError,
     ModelServerError,
@@ -124,7 +128,7 @@ class Loader:
 
         def prepare() -> None:
             checkpoint.require_loadable(checkpoint.inspect(model.path))
-            checkpoint.make_view(model.path, view)
+            model_view.make_view(model.path, view)
 
         preparation = asyncio.ensure_future(asyncio.to_thread(prepare))
         try:
@@ -261,6 +265,7 @@ class Loader:
             resident.loaded = await worker.load(
                 resident.name,
                 view,
+                kind=load_kind(resident.model.type),
                 kv_budget_bytes=resident.kv_needed_bytes + self._budget.kv_share_bytes(),
                 context_limit=self._budget.limits.context_limit,
             )
@@ -333,6 +338,15 @@ def _stale_at(resident: Resident) -> float:
     return resident.loaded_since + max(MIN_RESIDENCY_SECONDS, MIN_RESIDENCY_LOADS * seconds)
 
 
+def load_kind(model_type: str) -> frames.ModelKind:
+    """What a worker loads a model as; raises ModelIncompatibleError for a type that none loads."""
+    try:
+        kind: frames.ModelKind = msgspec.convert(model_type, frames.ModelKind)
+        return kind
+    except msgspec.ValidationError:
+        raise ModelIncompatibleError(f"this version does not serve models for {model_type}") from None
+
+
 def _clean_up(preparation: "asyncio.Future[None]", view: Path) -> None:
     preparation.exception()  # seen: whoever waited for it has it
-    checkpoint.remove_view(view)
+    model_view.remove_view(view)

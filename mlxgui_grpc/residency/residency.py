@@ -211,6 +211,21 @@ class Residency:
                 resident.request_keep_alive_seconds = keep_alive_seconds
                 self._catalog.note_use(model.name)
 
+    def refuse_early(self, model: InstalledModel, row_count: int, *, require_loaded: bool = False) -> None:
+        """Raise what `use` or the worker would refuse a request for: ModelNotLoadedError or QueueFullError.
+
+        For those who have costly work to do before; both check again.
+        """
+        resident = self._roster.find(model.name)
+        if self.is_loaded(model.name):
+            assert resident is not None and resident.worker is not None
+            resident.worker.refuse_crowd(row_count)
+        elif require_loaded:
+            raise ModelNotLoadedError.of(model.name)
+        else:
+            waiting_count = resident.waiting_count if resident else 0
+            self._refuse_crowd(model.name, self._roster.held[model.name] + waiting_count)
+
     @contextlib.asynccontextmanager
     async def use_tokenizer(self, model: InstalledModel) -> AsyncIterator[tuple[WorkerProcess, int]]:
         """Hold a worker that can count tokens, and the context length: the loaded model's, else a light one."""

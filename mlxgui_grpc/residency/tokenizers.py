@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mlxgui_grpc.catalog import InstalledModel
 from mlxgui_grpc.engine.supervisor import WorkerProcess
+from mlxgui_grpc.residency.loader import load_kind
 from mlxgui_grpc.residency.standby import Standby
 
 LIGHT_WORKER_SECONDS = 10.0
@@ -85,7 +86,11 @@ class LightWorker:
             try:
                 async with self._prepared(model) as view:
                     loaded = await worker.load(
-                        model.name, view, tokenizer_only=True, context_limit=self._context_limit()
+                        model.name,
+                        view,
+                        kind=load_kind(model.type),
+                        tokenizer_only=True,
+                        context_limit=self._context_limit(),
                     )
             except BaseException:
                 worker.kill()

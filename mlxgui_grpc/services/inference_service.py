@@ -1,4 +1,4 @@
-"""InferenceService: chat, completion, token counts."""
+"""InferenceService: chat, completion, token counts; vectors and scores are in `embedding_rpcs.py`."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -6,21 +6,23 @@ from typing import Any
 import grpc
 
 from mlxgui.v1 import inference_pb2 as pb
-from mlxgui.v1 import inference_pb2_grpc
 from mlxgui_grpc import convert
+from mlxgui_grpc.embedding import Embedder
 from mlxgui_grpc.errors import InvalidRequestError
 from mlxgui_grpc.generation import Event, GenerationRequest, Generator
 from mlxgui_grpc.services.call_record import CallBook
+from mlxgui_grpc.services.embedding_rpcs import EmbeddingRpcs
 from mlxgui_grpc.services.session import Session
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
+class InferenceService(EmbeddingRpcs):
     """Cancelling a call closes its generation, which gives its rows back at the next step."""
 
-    def __init__(self, generator: Generator, book: CallBook) -> None:
+    def __init__(self, generator: Generator, embedder: Embedder, book: CallBook) -> None:
         self._generator = generator
+        self._embedder = embedder
         self._book = book
 
     async def Chat(self, request: pb.ChatRequest, context: Context) -> pb.ChatResponse:
@@ -38,8 +40,6 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
         completion = convert.completion_from_proto(request)
         events = await self._collect(completion)
-        if request.echo:
-            events = convert.with_echo(events, completion)
         return convert.text_reply_to_proto(events, completion.choices * len(completion.prompts))
 
     async def GenerateStream(
@@ -48,7 +48,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         completion = convert.completion_from_proto(request.request)
         join_tokens = convert.join_tokens_from_proto(request.options)
         async for events in self._generator.run(completion, join_tokens):
-            for event in convert.with_echo(events, completion) if request.request.echo else events:
+            for event in events:
                 yield convert.text_event_to_proto(event)
 
     async def Session(
@@ -63,11 +63,16 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         if kind is None:
             raise InvalidRequestError("one of prompt and chat is required", field="input")
         if kind == "chat":
-            prompt = convert.chat_prompt_from_proto(request.chat, [])
+            prompt, images = convert.chat_prompt_from_proto(request.chat)
         else:
-            prompt = convert.prompt_from_proto(request.prompt, "prompt")
-        model, count, context_length = await self._generator.count_tokens(name, prompt)
-        return pb.CountTokensResponse(token_count=count, model=model, context_length=context_length)
+            prompt, images = convert.prompt_from_proto(request.prompt, "prompt"), ()
+        counted = await self._generator.count_tokens(name, prompt, images)
+        return pb.CountTokensResponse(
+            token_count=counted.token_count,
+            model=counted.model,
+            context_length=counted.context_length,
+            warnings=counted.warnings,
+        )
 
     async def _collect(self, request: GenerationRequest) -> list[Event]:
         return [event async for events in self._generator.run(request) for event in events]

@@ -8,6 +8,7 @@ TYPES = {
     "text": pb.MODEL_TYPE_TEXT,
     "vision": pb.MODEL_TYPE_VISION,
     "embedding": pb.MODEL_TYPE_EMBEDDING,
+    "reranker": pb.MODEL_TYPE_RERANKER,
     "transcription": pb.MODEL_TYPE_TRANSCRIPTION,
     "speech": pb.MODEL_TYPE_SPEECH,
 }

@@ -11,6 +11,8 @@ from mlxgui.v1 import model_pb2 as pb
 from mlxgui.v1 import model_pb2_grpc
 from mlxgui_grpc import convert
 from mlxgui_grpc.catalog import Catalog, InstalledModel, Origin
+from mlxgui_grpc.engine import architectures
+from mlxgui_grpc.engine.frames import Loaded
 from mlxgui_grpc.operations import InstallProgress, Operation, Operations
 from mlxgui_grpc.residency import Residency
 from mlxgui_grpc.services.manager_messages import STATES, TYPES
@@ -22,6 +24,13 @@ _SOURCES = {
     Origin.HUB: pb.MODEL_SOURCE_HUB,
     Origin.DIRECTORY: pb.MODEL_SOURCE_DIRECTORY,
     Origin.DEMO: pb.MODEL_SOURCE_BUILT_IN,
+}
+POOLINGS = {
+    "cls": pb.POOLING_CLS,
+    "mean": pb.POOLING_MEAN,
+    "max": pb.POOLING_MAX,
+    "last_token": pb.POOLING_LAST_TOKEN,
+    "weighted_mean": pb.POOLING_WEIGHTED_MEAN,
 }
 _KINDS = {
     "install": pb.Operation.KIND_INSTALL,
@@ -95,17 +104,53 @@ class ModelServiceBase(model_pb2_grpc.ModelServiceServicer):
         )
         if model.last_use_time is not None:
             message.last_use_time.CopyFrom(convert.timestamp(model.last_use_time))
-        if model.type == "text":
+        loaded = resident.loaded if resident is not None else None
+        if loaded is not None:
+            message.notes.extend(loaded.notes)
+        if model.type in ("text", "vision"):
             message.capabilities.append(pb.CAPABILITY_COMPLETION)
             if metadata.get("has_chat_template"):
                 message.capabilities.append(pb.CAPABILITY_CHAT)
-                if metadata.get("has_tools"):
-                    message.capabilities.append(pb.CAPABILITY_TOOLS)
-            if resident is not None and resident.loaded is not None and resident.loaded.batchable:
+                self._tell_replies(message, metadata, loaded)
+            message.capabilities.extend([pb.CAPABILITY_STRUCTURED_OUTPUT, pb.CAPABILITY_LOGPROBS])
+            if model.type == "vision" and not (loaded and loaded.warnings):
+                message.capabilities.append(pb.CAPABILITY_IMAGE_INPUT)
+            # Of a model that is not loaded its architecture tells; its layers may yet turn out to be special.
+            note = architectures.serial_note(message.architecture) if model.type == "text" else ""
+            if loaded.batchable if loaded is not None else model.type == "text" and not note:
                 message.capabilities.append(pb.CAPABILITY_BATCHING)
+            if loaded is None and note:
+                message.notes.append(note)
+        elif model.type == "embedding":
+            message.capabilities.extend([pb.CAPABILITY_EMBEDDING, pb.CAPABILITY_BATCHING])
+            message.pooling = POOLINGS.get(metadata.get("pooling"), pb.POOLING_UNSPECIFIED)
+            message.embedding_dimensions = metadata.get("embedding_dimensions", 0)
+            if metadata.get("is_pooling_assumed"):
+                message.notes.append(
+                    "the checkpoint does not say how it pools (it has no 1_Pooling/config.json); what its family "
+                    "usually does is done"
+                )
+        elif model.type == "reranker":
+            message.capabilities.extend([pb.CAPABILITY_RERANK, pb.CAPABILITY_BATCHING])
         else:
             message.notes.append(f"this version does not serve models for {model.type}")
         return message
+
+    @staticmethod
+    def _tell_replies(message: pb.Model, metadata: dict[str, Any], loaded: Loaded | None) -> None:
+        """Thinking and tool calls: as the template shows them, or as the loaded model turned out to mark them."""
+        message.tool_format = loaded.tool_format if loaded is not None else metadata.get("tool_format", "")
+        if loaded.can_think if loaded is not None else metadata.get("has_thinking"):
+            message.capabilities.append(pb.CAPABILITY_REASONING)
+        if not metadata.get("has_tools"):
+            return
+        is_known = loaded is not None or "tool_format" in metadata  # An older version did not look.
+        if message.tool_format or not is_known:
+            message.capabilities.append(pb.CAPABILITY_TOOLS)
+        else:
+            message.notes.append(
+                "its chat template takes tools, and how it writes calls is not known: they stay in the text"
+            )
 
     def _operation_to_proto(self, operation: Operation) -> pb.Operation:
         message = pb.Operation(

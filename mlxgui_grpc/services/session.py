@@ -118,6 +118,4 @@ class Session:
         completion = convert.completion_from_proto(request.generate.request)
         join_tokens = convert.join_tokens_from_proto(request.generate.options)
         async for events in self._generator.run(completion, join_tokens, seconds):
-            if request.generate.request.echo:
-                events = convert.with_echo(events, completion)
             yield [pb.SessionItem(id=number, generate=convert.text_event_to_proto(event)) for event in events]

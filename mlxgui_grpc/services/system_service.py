@@ -15,6 +15,7 @@ from mlxgui.v1 import system_pb2_grpc
 from mlxgui_grpc import __version__, convert
 from mlxgui_grpc.ending import Ending
 from mlxgui_grpc.errors import ModelServerError
+from mlxgui_grpc.images.sources import MAX_IMAGE_BYTES, MAX_IMAGES
 from mlxgui_grpc.machine import Machine
 from mlxgui_grpc.memory import footprint_bytes, read_machine_memory
 from mlxgui_grpc.metrics import Metrics
@@ -189,6 +190,8 @@ class SystemService(system_pb2_grpc.SystemServiceServicer):
     def _limits(self) -> pb.ServerLimits:
         return pb.ServerLimits(
             max_receive_bytes=MAX_RECEIVE_BYTES,
+            max_image_bytes=MAX_IMAGE_BYTES,
+            max_image_count=MAX_IMAGES,
             max_message_count=convert.MAX_MESSAGES,
             max_part_count=convert.MAX_PARTS,
             max_tool_count=convert.MAX_TOOLS,

@@ -41,7 +41,7 @@ def watch_manager() -> Response:
             None,
             web.metadata(),
         )
-        return web.event_stream(_snapshots(first, rest), live)
+        return web.event_stream(sse.Stream(_snapshots(first, rest)), live)
     except BaseException:
         live.close()
         raise

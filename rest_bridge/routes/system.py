@@ -1,6 +1,9 @@
 """The server itself: front page, documentation, health, metrics, status, settings, shutdown."""
 
-from flask import Blueprint, Response, request
+import json
+from typing import NamedTuple
+
+from flask import Blueprint, Response, current_app, request
 from google.protobuf import duration_pb2
 from grpc_health.v1 import health_pb2
 
@@ -34,7 +37,13 @@ def root() -> Response:
 
 @blueprint.get("/docs")
 def docs() -> Response:
-    return Response(pages.documentation(pages.readme()), mimetype="text/html", headers=_PAGE_HEADERS)
+    page = pages.documentation(pages.readme(), _described().reference)
+    return Response(page, mimetype="text/html", headers=_PAGE_HEADERS)
+
+
+@blueprint.get("/openapi.json")
+def openapi() -> Response:
+    return Response(_described().document, mimetype="application/json")
 
 
 @blueprint.get("/health")
@@ -96,6 +105,26 @@ def set_setting(key: str) -> Response:
 def reset_setting(key: str) -> Response:
     web.parameters().refuse_unread()
     return _change(key, native_system.reset_request(key))
+
+
+class _Description(NamedTuple):
+    """The API's description, as JSON and as a part of a page."""
+
+    document: bytes
+    reference: str
+
+
+def _described() -> _Description:
+    """Made for the first who asks: it takes half a second, and pydantic, which nothing else here needs."""
+    made: _Description | None = current_app.extensions.get("description")
+    if made is None:
+        from rest_bridge.schema.document import document
+        from rest_bridge.schema.page import reference
+
+        described = document(current_app.url_map, web.bridge().fingerprint)
+        made = _Description(json.dumps(described).encode(), reference(described))
+        current_app.extensions["description"] = made
+    return made
 
 
 def _change(key: str, message: system_pb2.UpdateSettingsRequest) -> Response:

@@ -66,6 +66,31 @@ def test_chat(client: openai.OpenAI) -> None:
     assert answer._request_id
 
 
+def test_function_calling(client: openai.OpenAI) -> None:
+    """A call, whole and streamed; its result goes back in; nothing of its markup is in the content."""
+    asked, answered = (next(p for p in PROMPTS if p["id"] == id) for id in ("tool-01", "tool-02"))
+    messages, tools = list(asked["messages"]), asked["tools"]
+    answer = client.chat.completions.create(model="demo", messages=messages, tools=tools)
+    message = answer.choices[0].message
+    assert answer.choices[0].finish_reason == "tool_calls" and not message.content
+    assert message.tool_calls is not None
+    (call,) = message.tool_calls
+    assert call.type == "function" and call.id.startswith("call_")
+    assert (call.function.name, call.function.arguments) == ("get_weather", '{"city": "Paris"}')
+
+    with client.chat.completions.create(model="demo", messages=messages, tools=tools, stream=True) as stream:
+        choices = [chunk.choices[0] for chunk in stream]
+    parts = [part.function for choice in choices for part in choice.delta.tool_calls or ()]
+    assert "".join(part.name or "" for part in parts if part) == call.function.name
+    assert "".join(part.arguments or "" for part in parts if part) == call.function.arguments
+    assert not any(choice.delta.content for choice in choices)
+    assert choices[-1].finish_reason == "tool_calls"
+
+    messages += [message, {"role": "tool", "tool_call_id": call.id, "content": "sunny"}]
+    final = client.chat.completions.create(model="demo", messages=messages, tools=tools)
+    assert final.choices[0].message.content == answered["expect"]
+
+
 def test_chat_stream(client: openai.OpenAI) -> None:
     """Role first, then text, one finish, and the usage at the end, which is that of the whole answer."""
     whole = client.chat.completions.create(model="demo", messages=user(CAPITAL))
@@ -203,7 +228,7 @@ def test_what_a_repeat_cannot_mend_is_tried_once(server: RunningServer) -> None:
     with client:
         with pytest.raises(openai.InternalServerError) as not_yet:
             client.chat.completions.create(
-                model="demo", messages=user("hi"), response_format={"type": "json_object"}
+                model="demo", messages=user("hi"), extra_body={"draft_model": "other"}
             )
         assert not_yet.value.status_code == 501
         with pytest.raises(openai.NotFoundError):

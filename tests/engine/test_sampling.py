@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mlxgui_grpc.engine.frames import Sampling
-from mlxgui_grpc.engine.sampling import BatchSampler, RowSampling, SamplingDefaults, key_word
+from mlxgui_grpc.engine.sampling import BatchSampler, LogitsShaper, RowSampling, SamplingDefaults, key_word
 
 VOCABULARY = 64
 RNG = np.random.default_rng(7)
@@ -186,3 +186,13 @@ def test_a_bias_is_added_last() -> None:
     expected[0] += 1.5
     expected[63] -= 100
     np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_a_token_of_the_prompt_that_has_no_logit_is_left_out_of_the_penalty() -> None:
+    """A picture's may have none; MLX would write beyond the array."""
+    sampling = Sampling(repetition_penalty=2.0)
+    shaped = [
+        LogitsShaper(sampling, 2.0, tail, 4).shape(mx.array([1]), mx.array([[1.0, 2.0, -3.0, 4.0]])).tolist()
+        for tail in ([1, 2], [1, 4, 2, 999_999])
+    ]
+    assert shaped == [[[1.0, 1.0, -6.0, 4.0]]] * 2

@@ -1,23 +1,20 @@
 """The scheduler by itself, on real models: who is admitted when, who makes room, and that no text changes by it."""
 
 import importlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
+import mlx.core as mx
 import pytest
+from mlx_lm.models.cache import make_prompt_cache
 
 from mlxgui_grpc.engine import frames
 from mlxgui_grpc.engine.backends.text import TextModel, load_text_model
-from mlxgui_grpc.engine.batch import kv_bytes_per_token
-from mlxgui_grpc.engine.detokenizer import Detokenizer, StopMatcher
-from mlxgui_grpc.engine.row import EngineRow
-from mlxgui_grpc.engine.sampling import RowSampling, key_word
-from mlxgui_grpc.engine.scheduler import Scheduler
+from mlxgui_grpc.engine.batch import kv_cost
 from tests.conftest import TinyModels
+from tests.support_engine import Engine, tokens_of
 from tests.support_models import DEMO
 
-MAX_TURNS = 20_000
 ENDLESS = {0: -100.0, 2: -100.0}
 
 
@@ -29,89 +26,6 @@ def demo() -> TextModel:
 @pytest.fixture(scope="module")
 def tiny(tiny_models: TinyModels) -> TextModel:
     return load_text_model(tiny_models.long)
-
-
-@dataclass
-class Reply:
-    """What came for one row."""
-
-    text: str = ""
-    token_count: int = 0
-    finish: str = ""
-    stop_match: str = ""
-
-
-@dataclass
-class Engine:
-    """A scheduler with a clock that stands still until it is told."""
-
-    model: TextModel
-    max_rows: int = 8
-    kv_budget_bytes: int = 0
-    now: float = 0.0
-    replies: dict[int, Reply] = field(default_factory=dict)
-    began: list[int] = field(default_factory=list)
-    """Keys in the order of their first pieces."""
-    prefilled: list[frames.Prefilled] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.scheduler = Scheduler(
-            self.model.model,
-            end_tokens=self.model.tokens.end_tokens,
-            max_rows=self.max_rows,
-            send=self._receive,
-            kv_bytes_per_token=self.model.kv_bytes_per_token,
-            kv_budget_bytes=self.kv_budget_bytes,
-            clock=lambda: self.now,
-        )
-
-    def _receive(self, event: frames.Event) -> None:
-        if isinstance(event, frames.Prefilled):
-            self.prefilled.append(event)
-            return
-        assert isinstance(event, frames.Step), event
-        for piece in event.pieces:
-            if piece.key not in self.replies:
-                self.began.append(piece.key)
-            reply = self.replies.setdefault(piece.key, Reply())
-            assert not reply.finish, "nothing comes after the end"
-            reply.text += piece.text
-            reply.token_count += piece.token_count
-            reply.finish, reply.stop_match = piece.finish, piece.stop_match
-
-    def row(
-        self, key: int, prompt: list[int] | str, sampling: frames.Sampling, *, priority: int = 0
-    ) -> EngineRow:
-        tokens = self.model.tokens
-        ids = tokens.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        return EngineRow(
-            key=key,
-            prompt=ids,
-            sampling=RowSampling(
-                sampling, self.model.defaults, key_word(sampling.seed, key), ids, tokens.vocabulary_size
-            ),
-            detokenizer=Detokenizer(tokens.backend, ids[-8:]),
-            stop=StopMatcher(sampling.stop),
-            token_limit=sampling.max_tokens,
-            priority=priority,
-            submit_time=self.now,
-        )
-
-    def run(self, keys: Iterable[int], each_turn: Callable[[int], None] = lambda turn: None) -> None:
-        """Take turns until these rows have ended."""
-        open_keys = set(keys)
-        for turn in range(MAX_TURNS):
-            each_turn(turn)
-            assert self.scheduler.turn(), "it has nothing to do, and rows are open"
-            open_keys -= {key for key in open_keys if self.replies.get(key, Reply()).finish}
-            if not open_keys:
-                return
-        raise AssertionError(f"rows {open_keys} did not end")
-
-
-def tokens_of(count: int, seed: int) -> list[int]:
-    """A prompt of so many tokens."""
-    return [3 + (seed * 7919 + index * 104_729) % 1000 for index in range(count)]
 
 
 GREEDY = frames.Sampling(max_tokens=570)
@@ -384,4 +298,55 @@ def test_what_a_token_takes_is_what_the_caches_grow_by(
 ) -> None:
     module = importlib.import_module(f"mlx_lm.models.{family}")
     config = {"model_type": family, **SIZES, **special}
-    assert kv_bytes_per_token(module.Model(module.ModelArgs.from_dict(config))) == bytes_per_token
+    model = module.Model(module.ModelArgs.from_dict(config))
+    cost, cache = kv_cost(model), make_prompt_cache(model)
+    for length in (767, 1):
+        model(mx.zeros((1, length), dtype=mx.int32), cache=cache)
+    assert cost.bytes_per_token == bytes_per_token
+    assert cost.of(768) == sum(layer.nbytes for layer in cache) > 0
+
+
+class Panic(BaseException):
+    """As those of Rust libraries are: no Exception."""
+
+
+@pytest.mark.parametrize("error", [ValueError("no prefix"), Panic("a bug")])
+@pytest.mark.parametrize("way", ["decodes", "pauses", "makes room"])
+def test_a_row_whose_text_cannot_be_made_fails_alone(tiny: TextModel, way: str, error: BaseException) -> None:
+    """Wherever its token is accounted for: its caller is told once, and the others go on."""
+
+    def refuse(token: int) -> str:
+        raise error
+
+    engine = Engine(tiny)
+    sampling = frames.Sampling(max_tokens=12, logit_bias=ENDLESS)
+    rows = [engine.row(key, tokens_of(5, key), sampling) for key in range(3)]
+    engine.scheduler.submit(rows)
+    for _ in range(3):
+        engine.scheduler.turn()
+    rows[2].detokenizer.add = refuse
+    if way == "pauses":
+        engine.scheduler.pause(2)
+        engine.scheduler.resume(2)
+    elif way == "makes room":
+        engine.scheduler._preempt()
+    engine.run(range(3))
+    assert list(engine.failed) == [2] and engine.failed[2].reason == "GENERATION_FAILED"
+    assert str(error) in engine.failed[2].message and engine.scheduler.keys() == ()
+    assert [engine.replies[key].finish for key in (0, 1)] == ["length", "length"]
+
+
+@pytest.mark.parametrize("way", ["pauses", "makes room"])
+def test_a_row_that_leaves_the_batch_as_memory_runs_out_is_not_lost(tiny: TextModel, way: str) -> None:
+    def refuse(token: int) -> str:
+        raise MemoryError
+
+    engine = Engine(tiny)
+    rows = [engine.row(key, tokens_of(5, key), frames.Sampling(max_tokens=12)) for key in range(2)]
+    engine.scheduler.submit(rows)
+    engine.scheduler.turn()
+    rows[1].detokenizer.add = refuse
+    with pytest.raises(MemoryError):
+        engine.scheduler.pause(1) if way == "pauses" else engine.scheduler._preempt()
+    engine.scheduler.fail_all("GENERATION_FAILED", "x")
+    assert set(engine.failed) == {0, 1}

@@ -6,18 +6,21 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from mlxgui_grpc.engine import frames
+from mlxgui_grpc.engine import frames, runtime
 from mlxgui_grpc.engine.calls import Call
 from mlxgui_grpc.engine.environment import worker_environment
 from mlxgui_grpc.engine.supervisor import WorkerConfig, WorkerProcess
 from mlxgui_grpc.errors import (
     ContextLengthExceededError,
     EngineDeadError,
+    InvalidRequestError,
     ModelServerError,
     QueueFullError,
 )
@@ -85,6 +88,34 @@ async def test_one_worker_through_its_life(tmp_path: Path) -> None:
     # A prompt beyond the limit it was loaded with is refused, though the model could hold it.
     with pytest.raises(ContextLengthExceededError, match="3000"):
         await pieces(worker.submit([frames.Prompt(token_ids=(5,) * 3000)], frames.Sampling(), 1, 0))
+
+    # Replies of a given form, two that share a prefill, with log-probabilities; a form that is none, and a cancel
+    # while one is compiled.
+    form = frames.Constraint(
+        "json_schema",
+        '{"type": "object", "properties": {"a": {"type": "boolean"}}, '
+        '"required": ["a"], "additionalProperties": false}',
+    )
+    guided = frames.Sampling(constraint=form, temperature=2.0, seed=1, top_logprobs=1)
+    work_before = (await asyncio.wait_for(worker.usage(), WAIT_SECONDS)).work_count
+    found = await pieces(worker.submit([FRANCE], guided, 2, 0))
+    work = (await asyncio.wait_for(worker.usage(), WAIT_SECONDS)).work_count - work_before
+    assert work < 2 * counted.token_count + sum(piece.token_count for piece in found)
+    for key in {piece.key for piece in found}:
+        own = [piece for piece in found if piece.key == key]
+        assert json.loads("".join(piece.text for piece in own))["a"] in (True, False)
+        told = sum(len(piece.extra.logprobs) for piece in own if piece.extra)
+        assert told == sum(piece.token_count for piece in own)
+    with pytest.raises(InvalidRequestError, match="'not'") as refused:
+        bad = frames.Constraint("json_schema", '{"not": {}}')
+        await pieces(worker.submit([FRANCE], frames.Sampling(constraint=bad), 1, 0))
+    assert refused.value.field == "sampling.json_schema"
+    large = frames.Constraint("json_schema", json.dumps({"required": [f"k{i}" for i in range(4000)]}))
+    worker.submit([FRANCE], frames.Sampling(constraint=large), 3, 0).__exit__()
+    await pieces(worker.submit([FRANCE], guided, 1, 0))
+    async with asyncio.timeout(WAIT_SECONDS):
+        while (usage := await worker.usage()).running_count or usage.waiting_count:
+            await asyncio.sleep(0.05)
 
     # A paused row holds its place and its text; others go on; resumed, it goes on where it was.
     story = "".join(
@@ -208,3 +239,42 @@ def test_a_worker_s_environment_has_no_secrets_and_no_network(tmp_path: Path) ->
     assert not {"a", "b", "c"} & set(environment.values())
     assert environment["TMPDIR"] == str(tmp_path) and environment["PATH"] == "/bin"
     assert environment["HF_HUB_OFFLINE"] == environment["TRANSFORMERS_OFFLINE"] == "1"
+
+
+def test_grammars_of_who_has_gone_are_not_compiled_and_few_wait() -> None:
+    """And what a library of Rust's throws is an answer, not the end of a thread."""
+
+    class Panic(BaseException):
+        pass
+
+    def panic() -> bool:
+        raise Panic("a bug")
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        worker = runtime.Worker(theirs)
+        at_work, may_end, compiled = threading.Semaphore(0), threading.Event(), []
+
+        def work() -> bool:
+            at_work.release()
+            return may_end.wait(WAIT_SECONDS)
+
+        def note(key: int) -> bool:
+            compiled.append(key)
+            return True
+
+        for key in range(runtime.GRAMMAR_THREADS):
+            worker._compile((key,), work)
+            assert at_work.acquire(timeout=WAIT_SECONDS)
+        for key in range(runtime.GRAMMAR_THREADS, runtime.MAX_GRAMMARS - 1):
+            worker._compile((key,), partial(note, key))
+        worker._compile((1000,), panic)
+        with pytest.raises(QueueFullError, match="grammars of 64 requests"):
+            worker._compile((1001,), work)
+        worker._cancelled |= set(range(2, 60))
+        may_end.set()
+        worker._compilers.shutdown()
+        assert sorted(compiled) == [60, 61, 62] and worker._compiling_count == 0 and not worker._cancelled
+        (body,) = frames.FrameBuffer().feed(ours.recv(1 << 16))
+        failed = frames.decode_event(body)
+        assert failed == frames.Failed((1000,), "GENERATION_FAILED", "compiling the grammar failed: a bug")

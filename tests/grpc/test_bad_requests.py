@@ -1,10 +1,15 @@
 """Requests that cannot be served are refused by name, and the server goes on."""
 
+import shutil
+from pathlib import Path
+from typing import Any
+
 import grpc
 import pytest
 
 from mlxgui.v1 import inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
-from tests.support_calls import chat, completion, fails, message, sampling, text_of
+from tests.conftest import TinyModels
+from tests.support_calls import chat, completion, fails, last_operation, message, sampling, text_of
 
 Stub = inference_pb2_grpc.InferenceServiceStub
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -15,6 +20,7 @@ def deep(depth: int) -> str:
     return '{"a":' * depth + "1" + "}" * depth
 
 
+CIRCLE = '{"a": {"$ref": "#/$defs/b"}, "$defs": {"b": {"$ref": "#/$defs/c"}, "c": {"$ref": "#/$defs/b"}}}'
 HALF = r'{"a": "\ud800"}'
 CHAT = inference_pb2.ChatRequest
 USER = inference_pb2.ROLE_USER
@@ -53,10 +59,50 @@ BAD_CHATS: list[tuple[str, inference_pb2.ChatRequest]] = [
         CHAT(
             model="demo",
             messages=[message("hi")],
-            tools=[inference_pb2.Tool(name="a", parameters_schema=deep(100_000))],
+            tools=[inference_pb2.Tool(name="a", parameters_schema=deep(1_000))],
         ),
     ),
     ("tools", CHAT(model="demo", messages=[message("hi")], tools=[inference_pb2.Tool(name="t")] * 129)),
+    (
+        "tools[0].parameters_schema",
+        CHAT(
+            model="demo",
+            messages=[message("hi")],
+            tools=[inference_pb2.Tool(name="t", parameters_schema=CIRCLE)],
+        ),
+    ),
+    (
+        "tool_choice",
+        CHAT(
+            model="demo",
+            messages=[message("hi")],
+            tool_choice=inference_pb2.ToolChoice(mode=inference_pb2.ToolChoice.MODE_REQUIRED),
+        ),
+    ),
+    (
+        "tool_choice",
+        CHAT(
+            model="demo",
+            messages=[message("hi")],
+            tools=[inference_pb2.Tool(name="t")],
+            tool_choice=inference_pb2.ToolChoice(function="other"),
+        ),
+    ),
+    (
+        "messages[2].tool_call_id",
+        CHAT(
+            model="demo",
+            messages=[
+                message("hi"),
+                inference_pb2.ChatMessage(
+                    role=inference_pb2.ROLE_ASSISTANT, tool_calls=[inference_pb2.ToolCall(id="a", name="t")]
+                ),
+                inference_pb2.ChatMessage(
+                    role=inference_pb2.ROLE_TOOL, tool_call_id="b", content=[PART(text="x")]
+                ),
+            ],
+        ),
+    ),
     ("template_arguments", CHAT(model="demo", messages=[message("hi")], template_arguments="{")),
     ("template_arguments", CHAT(model="demo", messages=[message("hi")], template_arguments="[]")),
     ("template_arguments", CHAT(model="demo", messages=[message("hi")], template_arguments=deep(5_000))),
@@ -104,7 +150,6 @@ BAD_CHATS: list[tuple[str, inference_pb2.ChatRequest]] = [
     ),
     ("priority", CHAT(model="demo", messages=[message("hi")], priority=101)),
     ("priority", CHAT(model="demo", messages=[message("hi")], priority=-101)),
-    ("user", CHAT(model="demo", messages=[message("hi")], user="u" * 257)),
 ]
 
 
@@ -117,6 +162,16 @@ def test_a_bad_chat_is_refused_by_field(
     assert failure.domain == "mlxgui.v1"
 
 
+@pytest.mark.parametrize(
+    ("field", "more"),
+    [("user", {"user": "u" * 257}), ("sampling.stop", {"sampling": sampling(stop=["a", "x" * 1025])})],
+)
+def test_too_many_bytes_are_their_own_reason(inference: Stub, field: str, more: dict[str, Any]) -> None:
+    failure = fails(lambda: inference.Chat(CHAT(model="demo", messages=[message("hi")], **more)))
+    assert (failure.code, failure.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "PAYLOAD_TOO_LARGE")
+    assert failure.fields == [field]
+
+
 GENERATE = inference_pb2.GenerateRequest
 IDS = inference_pb2.TokenIds
 BAD_COMPLETIONS: list[tuple[str, inference_pb2.GenerateRequest]] = [
@@ -127,7 +182,6 @@ BAD_COMPLETIONS: list[tuple[str, inference_pb2.GenerateRequest]] = [
     ("prompts[0]", GENERATE(model="demo", prompts=[inference_pb2.Prompt(token_ids=IDS())])),
     ("prompt", GENERATE(model="demo", prompts=[inference_pb2.Prompt(token_ids=IDS(ids=[1024]))])),
     ("prompt", GENERATE(model="demo", prompts=[inference_pb2.Prompt(token_ids=IDS(ids=[-1]))])),
-    ("echo", GENERATE(model="demo", prompts=[inference_pb2.Prompt(token_ids=IDS(ids=[5]))], echo=True)),
     ("sampling.n", completion(*["a"] * 100, n=2)),
 ]
 
@@ -189,6 +243,39 @@ def test_count_tokens_wants_an_input(inference: Stub) -> None:
 def test_the_model_to_count_for_may_be_the_chat_s(inference: Stub) -> None:
     counted = inference.CountTokens(inference_pb2.CountTokensRequest(chat=chat("hi")))
     assert (counted.model, counted.token_count > 0) == ("demo", True)
+
+
+def test_a_count_says_what_it_left_out(inference: Stub) -> None:
+    """As the chat itself does."""
+    request = chat("hi")
+    request.messages[0].content.add(image=inference_pb2.Image(data=b"no image"))
+    request.template_arguments = '{"enable_thinking": true}'
+    counted = inference.CountTokens(inference_pb2.CountTokensRequest(chat=request))
+    reply = inference.Chat(request)
+    assert counted.token_count == reply.usage.prompt_token_count
+    assert list(counted.warnings) == list(reply.warnings)
+    assert "images were left out: 'demo' is a text model" in counted.warnings
+
+
+def test_tools_that_no_template_shows_are_neither_taken_nor_counted(
+    inference: Stub, local_models: model_pb2_grpc.ModelServiceStub, tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    folder = tmp_path / "toolless"
+    shutil.copytree(tiny_models.llama, folder)
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    install = model_pb2.InstallModelRequest(local_directory=str(folder), name="toolless")
+    assert last_operation(local_models.InstallModel(install)).HasField("success")
+    request = chat("hi", "toolless")
+    request.tools.add(name="t")
+    try:
+        for ask in (
+            lambda: inference.Chat(request),
+            lambda: inference.CountTokens(inference_pb2.CountTokensRequest(chat=request)),
+        ):
+            failure = fails(ask)
+            assert (failure.reason, failure.fields) == ("MODEL_TYPE_MISMATCH", ["tools"])
+    finally:
+        local_models.DeleteModel(model_pb2.DeleteModelRequest(name="toolless", force=True))
 
 
 @pytest.mark.parametrize("count", [-1, 257])

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from mlxgui.v1 import common_pb2, inference_pb2, inference_pb2_grpc
+from mlxgui.v1 import common_pb2, inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
 from tests.support_calls import (
     CALL_SECONDS,
     chat,
     completion,
+    fails,
     message,
     sampling,
     text_of,
@@ -31,6 +32,7 @@ ROLES = {
     "tool": inference_pb2.ROLE_TOOL,
 }
 STOP, LENGTH = common_pb2.FINISH_REASON_STOP, common_pb2.FINISH_REASON_LENGTH
+TOOL_CALLS = common_pb2.FINISH_REASON_TOOL_CALLS
 CHATS = [prompt for prompt in PROMPTS if "messages" in prompt]
 COMPLETIONS = [prompt for prompt in PROMPTS if "prompt" in prompt]
 
@@ -60,6 +62,22 @@ def request_of(prompt: dict[str, Any]) -> inference_pb2.ChatRequest:
     return request
 
 
+def as_written(reply: inference_pb2.ChatResponse) -> str:
+    """What the model wrote, its markup put back: none of it is in the fields."""
+    said = reply.choices[0].message
+    written = text_of(reply) if said.content else ""
+    assert not any(
+        tag in written + said.reasoning for tag in ("<think>", "</think>", "<tool_call>", "</tool_call>")
+    )
+    if said.reasoning:
+        written = f"<think>\n{said.reasoning}\n</think>\n\n{written}"
+    calls = [
+        f'<tool_call>\n{{"name": "{call.name}", "arguments": {call.arguments}}}\n</tool_call>'
+        for call in said.tool_calls
+    ]
+    return written + "\n".join(calls)
+
+
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value) if value is not None else ""
 
@@ -81,13 +99,14 @@ def test_every_demo_prompt_is_answered_exactly(inference: Stub, demo_tokenizer: 
         counted = inference.CountTokens(
             inference_pb2.CountTokensRequest(model="demo", chat=request), timeout=CALL_SECONDS
         )
-        usage, text = reply.usage, text_of(reply)
+        usage, text = reply.usage, as_written(reply)
         # The text's own tokens and the end token; the markup of thinking is one special token each.
         completion_count = len(demo_tokenizer.encode(text, add_special_tokens=False).ids) + 1
         exact = (
             usage.prompt_token_count == counted.token_count
             and usage.total_token_count == usage.prompt_token_count + usage.completion_token_count
-            and reply.choices[0].finish_reason == STOP
+            and reply.choices[0].finish_reason == (TOOL_CALLS if "<tool_call>" in text else STOP)
+            and (usage.reasoning_token_count > 2) == ("<think>" in text)
             and not reply.choices[0].HasField("stop_sequence")
         )
         return prompt["id"], text, usage.completion_token_count - completion_count, exact
@@ -123,12 +142,26 @@ def test_a_stream_brings_the_same_text_in_whole_characters(inference: Stub) -> N
         request = inference_pb2.ChatStreamRequest(
             request=request_of(prompt), options=inference_pb2.StreamOptions(max_join_tokens=1)
         )
+        joined = inference_pb2.ChatResponse()
+        said = joined.choices.add().message
+        said.content.add()
         events = list(inference.ChatStream(request, timeout=CALL_SECONDS))
         kinds: list[str] = [event.WhichOneof("event") or "" for event in events]
-        text = "".join(event.delta.text for event in events)
+        for event in events:
+            delta = event.delta
+            assert (bool(delta.text), bool(delta.reasoning), bool(delta.tool_calls)).count(True) <= 1
+            said.content[0].text += delta.text
+            said.reasoning += delta.reasoning
+            for part in delta.tool_calls:
+                if part.id:
+                    assert part.index == len(said.tool_calls)
+                    said.tool_calls.add(id=part.id, name=part.name)
+                said.tool_calls[part.index].arguments += part.arguments
+        text = as_written(joined)
         assert "�" not in text
         assert events[0].start.model == "demo" and events[0].start.id.startswith("chatcmpl-")
-        assert [event.finish.finish_reason for event in events if event.HasField("finish")] == [STOP]
+        reason = TOOL_CALLS if said.tool_calls else STOP
+        assert [event.finish.finish_reason for event in events if event.HasField("finish")] == [reason]
         usage = events[-1].end.usage
         assert usage.prompt_token_count == events[0].start.prompt_token_count
         assert usage.completion_token_count == sum(event.delta.token_count for event in events)
@@ -220,7 +253,7 @@ def test_a_stop_string_that_only_begins_is_delivered_in_full(inference: Stub) ->
     assert not reply.choices[0].HasField("stop_sequence")
 
 
-def test_echo_puts_the_prompt_before_each_choice(inference: Stub) -> None:
+def test_echo_puts_the_prompt_before_each_choice(inference: Stub, demo_tokenizer: Any) -> None:
     request = completion("The capital of", "One two", n=2, max_tokens=3)
     plain = [choice.text for choice in inference.Generate(request).choices]
     request.echo = True
@@ -233,6 +266,39 @@ def test_echo_puts_the_prompt_before_each_choice(inference: Stub) -> None:
     for event in events:
         streamed[event.delta.index] += event.delta.text
     assert streamed == echoed
+    ids = inference_pb2.TokenIds(ids=demo_tokenizer.encode("The capital of").ids)
+    request.prompts[0].CopyFrom(inference_pb2.Prompt(token_ids=ids))
+    assert [choice.text for choice in inference.Generate(request).choices] == echoed
+
+
+def test_a_prompt_may_be_scored_and_not_continued(inference: Stub, demo_tokenizer: Any) -> None:
+    """`max_tokens` 0 with `echo`, as tools that score texts ask; without log-probabilities too, and streamed."""
+    prompts = ["The capital of France is Paris.", "One two"]
+    request = completion(*prompts, n=2, max_tokens=0, top_logprobs=2)
+    request.echo = True
+    reply = inference.Generate(request)
+    assert [choice.text for choice in reply.choices] == [text for text in prompts for _ in range(2)]
+    assert all(choice.finish_reason == LENGTH for choice in reply.choices)
+    assert (reply.usage.completion_token_count, reply.usage.prompt_token_count) == (
+        0,
+        sum(len(demo_tokenizer.encode(prompt).ids) for prompt in prompts),
+    )
+    longer = completion(*prompts, n=2, max_tokens=1, top_logprobs=2)
+    longer.echo = True
+    for choice, other in zip(reply.choices, inference.Generate(longer).choices, strict=True):
+        assert not choice.logprobs
+        assert [each.token_id for each in choice.prompt_logprobs] == [
+            each.token_id for each in other.prompt_logprobs
+        ]
+        assert [each.logprob for each in choice.prompt_logprobs] == pytest.approx(
+            [each.logprob for each in other.prompt_logprobs], abs=1e-3
+        )
+    request.sampling.ClearField("top_logprobs")
+    events = list(inference.GenerateStream(inference_pb2.GenerateStreamRequest(request=request)))
+    assert "".join(event.delta.text for event in events if event.delta.index == 3) == prompts[1]
+    assert [event.WhichOneof("event") for event in events][-1] == "end"
+    request.echo = False
+    assert fails(lambda: inference.Generate(request)).fields == ["sampling.max_tokens"]
 
 
 def test_token_ids_are_taken_as_they_are(inference: Stub, demo_tokenizer: Any) -> None:
@@ -267,10 +333,13 @@ def test_thinking_is_the_caller_s_choice(inference: Stub) -> None:
     prompt = next(p for p in CHATS if p["kind"] == "think")
     request = request_of(prompt)
     assert "enable_thinking" in request.template_arguments
-    request.template_arguments = '{"enable_thinking": true}'
-    assert text_of(inference.Chat(request)).startswith("<think>")
-    request.template_arguments = '{"enable_thinking": false}'
-    assert "<think>" not in text_of(inference.Chat(request))
+    for arguments in ('{"enable_thinking": true}', '{"reasoning_effort": "low"}'):
+        request.template_arguments = arguments
+        assert inference.Chat(request).choices[0].message.reasoning
+    for arguments in ('{"enable_thinking": false}', '{"reasoning_effort": "none"}'):
+        request.template_arguments = arguments
+        reply = inference.Chat(request)
+        assert not reply.choices[0].message.reasoning and reply.usage.reasoning_token_count == 0
 
 
 def count(inference: Stub, request: inference_pb2.ChatRequest) -> int:
@@ -286,6 +355,19 @@ def test_tools_reach_the_template_unless_the_caller_says_none(inference: Stub) -
     request.ClearField("tool_choice")
     request.ClearField("tools")
     assert count(inference, request) < with_tools
+
+
+def tool_request(id: str) -> inference_pb2.ChatRequest:
+    return request_of(next(p for p in CHATS if p["id"] == id))
+
+
+def test_one_call_of_two_where_parallel_calls_are_not_wanted(inference: Stub) -> None:
+    request = tool_request("tool-14")
+    assert len(inference.Chat(request).choices[0].message.tool_calls) == 2
+    request.parallel_tool_calls = False
+    choice = inference.Chat(request).choices[0]
+    assert [call.arguments for call in choice.message.tool_calls] == ['{"city": "Paris"}']
+    assert choice.finish_reason == TOOL_CALLS
 
 
 def test_a_developer_message_is_a_system_message(inference: Stub) -> None:
@@ -312,6 +394,23 @@ def test_what_takes_effect_is_not_warned_of(inference: Stub) -> None:
     request.keep_alive.seconds = 1800
     request.priority = 5
     assert list(inference.Chat(request).warnings) == []
+
+
+def test_the_model_says_what_its_replies_may_be(
+    inference: Stub, models: model_pb2_grpc.ModelServiceStub
+) -> None:
+    """The same before a load, from the template, and after it, from mlx-lm."""
+    models.UnloadModel(model_pb2.UnloadModelRequest(name="demo"))
+    for _ in range(2):
+        model = models.GetModel(model_pb2.GetModelRequest(name="demo")).model
+        assert model.tool_format == "json_tools" and not model.notes
+        assert {
+            model_pb2.CAPABILITY_TOOLS,
+            model_pb2.CAPABILITY_REASONING,
+            model_pb2.CAPABILITY_STRUCTURED_OUTPUT,
+            model_pb2.CAPABILITY_LOGPROBS,
+        } <= set(model.capabilities)
+        inference.Chat(chat("Hello.", max_tokens=1), timeout=CALL_SECONDS)
 
 
 def test_timing_tells_where_the_time_went(inference: Stub) -> None:

@@ -347,7 +347,7 @@ def load(models: Models, name: str) -> None:
     ("kind", "change", "task", "is_mlx_compatible"),
     [
         ("frobnicate", {"model_type": "frobnicate"}, "text-generation", False),
-        ("vision", {"vision_config": {}}, "image-text-to-text", True),
+        ("seer", {"model_type": "seer", "vision_config": {}}, "image-text-to-text", True),
     ],
 )
 def test_what_this_version_does_not_serve_is_said_before_and_after_an_install(

@@ -140,7 +140,6 @@ BAD_SAMPLING: list[tuple[str, dict[str, Any]]] = [
     ("n", {"n": 0}),
     ("n", {"n": 17}),
     ("stop", {"stop": [""]}),
-    ("stop", {"stop": ["x" * 1025]}),
     ("stop", {"stop": ["x"] * 17}),
     ("logit_bias", {"logit_bias": {1: 101.0}}),
     ("logit_bias", {"logit_bias": {-1: 1.0}}),
@@ -150,6 +149,13 @@ BAD_SAMPLING: list[tuple[str, dict[str, Any]]] = [
     ("top_logprobs", {"top_logprobs": 21}),
     ("max_thinking_tokens", {"max_thinking_tokens": -1}),
     ("prompt_lookup_tokens", {"prompt_lookup_tokens": 17}),
+    ("json_schema", {"json_schema": ""}),
+    ("json_schema", {"json_schema": "{"}),
+    ("json_schema", {"json_schema": "[]"}),
+    ("json_schema", {"json_schema": '{"a":' * 65 + "1" + "}" * 65}),
+    ("json_schema", {"json_schema": '{"$ref": "#"}'}),
+    ("regex", {"regex": ""}),
+    ("grammar", {"grammar": ""}),
 ]
 
 
@@ -169,15 +175,9 @@ def test_a_value_out_of_its_range_is_refused_by_name(
 
 
 NOT_YET: list[dict[str, Any]] = [
-    {"top_logprobs": 2},
-    {"max_thinking_tokens": 5},
     {"prompt_lookup_tokens": 3},
     {"adapter": "a"},
     {"draft_model": "d"},
-    {"json_object": True},
-    {"json_schema": "{}"},
-    {"regex": "a+"},
-    {"grammar": "start: A"},
 ]
 
 
@@ -190,7 +190,21 @@ def test_what_a_later_version_brings_is_refused_and_not_dropped(
     assert failure.fields == [f"sampling.{next(iter(params))}"]
 
 
+@pytest.mark.parametrize(
+    ("field", "size_kib"),
+    [("json_schema", 128), ("regex", 16), ("grammar", 64)],
+    ids=lambda value: str(value),
+)
+def test_a_constraint_over_its_size_is_refused_with_the_limit(
+    inference: Stub, field: str, size_kib: int
+) -> None:
+    failure = fails(lambda: inference.Chat(chat(STORY, **{field: "a" * (size_kib * 1024 + 1)})))
+    assert (failure.code, failure.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "PAYLOAD_TOO_LARGE")
+    assert f"{size_kib} KiB" in failure.message and failure.fields == [f"sampling.{field}"]
+
+
 def test_every_sampling_parameter_is_covered_here() -> None:
     """A field added to the contract wants a row above."""
-    tested = {field for field, _ in BAD_SAMPLING} | {next(iter(params)) for params in NOT_YET} | {"seed"}
+    tested = {field for field, _ in BAD_SAMPLING} | {next(iter(params)) for params in NOT_YET}
+    tested |= {"seed", "json_object"}
     assert tested == {field.name for field in common_pb2.SamplingParams.DESCRIPTOR.fields}

@@ -14,7 +14,10 @@ INSTALLED_BY_THE_DOCUMENT_ID, INSTALLED_BY_THE_DOCUMENT = (
     "mlx-community/Qwen2.5-7B-Instruct-4bit",
     "qwen-7b-4bit",
 )
-EMBEDDING_ID = "mlx-community/Qwen3-Embedding-0.6B-4bit-DWQ"
+# The demo model's weights as a conversion has them: only the repository's name says that it is for embedding.
+EMBEDDING_ID, EMBEDDING = "mlx-community/Qwen3-Embedding-0.6B-4bit-DWQ", "qwen3-embedding-0-6b-4bit"
+# A tiny model of the same architecture; tests/http/test_document_vision.py publishes it.
+VISION_ID, VISION = "mlx-community/Qwen2-VL-2B-Instruct-4bit", "qwen2-vl-2b-instruct"
 
 
 def publish(hub: LoopbackHub) -> None:
@@ -53,5 +56,5 @@ def documented(http: RestSession, hub: LoopbackHub) -> Iterator[RestSession]:
     """The session's server, with the document's repositories in reach; its models are gone afterwards."""
     publish(hub)
     yield http
-    for name in (LLAMA, QWEN, INSTALLED_BY_THE_DOCUMENT):
+    for name in (LLAMA, QWEN, INSTALLED_BY_THE_DOCUMENT, EMBEDDING):
         assert http.delete(f"/v1/models/{name}?force=true").status_code in (200, 404)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from werkzeug.routing import Map
+
 from rest_bridge import backend
 from rest_bridge.app import create_app
 from rest_bridge.calls import LiveCalls
@@ -27,6 +29,14 @@ BODIES: dict[str, dict[str, object]] = {
     },
     "openai.create_completion": {"model": "demo", "prompt": "x", "max_tokens": 1},
     "openai.create_embedding": {"model": "demo", "input": "x"},
+    "openai.create_ranking": {"model": "demo", "query": "x", "documents": ["x"]},
+    "responses.create_response": {"model": "demo", "input": "x", "max_output_tokens": 1},
+    "messages.create_message": {
+        "model": "demo",
+        "messages": [{"role": "user", "content": "x"}],
+        "max_tokens": 1,
+    },
+    "messages.count_tokens": {"model": "demo", "messages": [{"role": "user", "content": "x"}]},
 }
 """A body for each route that needs one."""
 
@@ -57,19 +67,23 @@ class Route:
 
 def all_routes() -> list[Route]:
     """HEAD aside."""
+    return sorted(
+        (
+            Route(rule.endpoint, method, rule.rule)
+            for rule in url_map().iter_rules()
+            for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+        ),
+        key=lambda route: (route.rule, route.method),
+    )
+
+
+def url_map() -> Map:
+    """The routes of an application that is connected to nothing."""
     services = backend.connect("unix:/nowhere")
     try:
         bridge = Bridge(
             BridgeConfig(target="unix:/nowhere"), services, LiveCalls(limit=1), BridgeMetrics(), "test"
         )
-        rules = create_app(bridge).url_map.iter_rules()
-        return sorted(
-            (
-                Route(rule.endpoint, method, rule.rule)
-                for rule in rules
-                for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
-            ),
-            key=lambda route: (route.rule, route.method),
-        )
+        return create_app(bridge).url_map
     finally:
         services.channel.close()

@@ -5,17 +5,15 @@ Only the port is another, and the names are served by the loopback hub. A `.curl
 
 import json
 import os
-import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
 from tests.conftest import RestSession
 from tests.http.document_models import (
+    EMBEDDING,
     INSTALLED_BY_THE_DOCUMENT,
     LLAMA,
     LLAMA_ID,
@@ -24,12 +22,13 @@ from tests.http.document_models import (
     documented,
     install,
 )
-from tests.support_document import LATER, Block, blocks, faults
+from tests.http.document_scripts import localized, needs_curl, run_bash
+from tests.support_document import LATER, VISION_LINES, Block, block_at, blocks, faults
 from tests.support_http import chat_body, parse_events, stream_text
 
 __all__ = ["documented"]  # A fixture.
 
-BLOCKS = blocks("bash", "python")
+BLOCKS = [block for block in blocks("bash", "python") if block.line not in VISION_LINES]
 # The statuses of each block's requests, in order.
 STATUSES = {
     # The document shows the headers only: with a GET. That the key is no reason to refuse is checked below.
@@ -40,47 +39,12 @@ STATUSES = {
     1122: [200],
     1145: [200],
     1167: [200],
+    1193: [200],
+    1236: [200],
 }
 WORKFLOW = 1337
-ANSWERED_BY = {1079: 1095, 1145: 1155, 1167: 1173}
+ANSWERED_BY = {1079: 1095, 1145: 1155, 1167: 1173, 1193: 1212}
 """Line of the example answer to a block with one request."""
-
-needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-
-
-def block_at(line: int) -> Block:
-    (block,) = (block for block in blocks("bash", "python", "json", "") if block.line == line)
-    return block
-
-
-def localized(text: str, base_url: str) -> str:
-    """The block with the test server's port."""
-    assert "localhost:8000" in text
-    return text.replace("localhost:8000", f"localhost:{urlsplit(base_url).port}")
-
-
-def run_bash(script: str, folder: Path) -> tuple[list[str], list[int]]:
-    """What each curl of a script printed, and the status that it got."""
-    (folder / ".curlrc").write_text('silent\nwrite-out = "\\n@@@%{http_code}\\n"\n')
-    environment = {
-        "PATH": os.environ["PATH"],
-        "CURL_HOME": str(folder),
-        "HOME": str(folder),
-        "NO_PROXY": "*",
-        "LC_ALL": "C.UTF-8",
-    }
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    parts = re.split(r"\n@@@(\d{3})\n", done.stdout)
-    return parts[0:-1:2], [int(status) for status in parts[1::2]]
 
 
 def prepare(http: RestSession) -> None:
@@ -100,6 +64,8 @@ def test_a_bash_block_runs(documented: RestSession, tmp_path: Path, block: Block
     if block.line in LATER:
         pytest.skip(LATER[block.line])
     prepare(documented)
+    if EMBEDDING in block.text:
+        install(documented, **block_at(1248).json())
     outputs, statuses = run_bash(localized(block.text, documented.base_url), tmp_path)
     assert statuses == STATUSES[block.line], outputs
     if block.line in ANSWERED_BY:
@@ -192,7 +158,7 @@ def test_a_python_block_runs(documented: RestSession, tmp_path: Path, block: Blo
 
 
 def test_no_block_is_left_out() -> None:
-    """Each is run here or belongs to a later issue."""
+    """Each is run here, or is about images, or belongs to a later issue."""
     run = {*STATUSES, WORKFLOW, *(block.line for block in BLOCKS if block.language == "python")}
     assert {block.line for block in BLOCKS} == run | {block.line for block in BLOCKS if block.line in LATER}
     assert INSTALLED_BY_THE_DOCUMENT in block_at(1145).text

@@ -10,7 +10,17 @@ import pytest
 
 from tests.conftest import RestSession
 from tests.http.fuzz import make_case
-from tests.support_http import PARIS, Series, chat_body, eventually, native_error, openai_error, parse_events
+from tests.support_http import (
+    PARIS,
+    Series,
+    anthropic_error,
+    chat_body,
+    eventually,
+    native_error,
+    openai_error,
+    parse_events,
+    parse_named_events,
+)
 
 CASES = 300
 GOOD, DECLARED = 200, 501
@@ -28,11 +38,14 @@ def ask(http: RestSession, seed: int) -> int:
     try:
         if status == GOOD:
             if response.headers["Content-Type"].startswith("text/event-stream"):
-                parse_events(response.content)
+                is_named = case.path in ("/v1/responses", "/v1/messages")
+                (parse_named_events if is_named else parse_events)(response.content)
             else:
                 assert response.json()
         elif case.path.startswith("/v1/models/"):
             native_error(response, status)
+        elif case.path.startswith("/v1/messages"):
+            anthropic_error(response, status)
         else:
             openai_error(response, status)
     except Exception as error:

@@ -18,7 +18,7 @@ from tests.support_http import PARIS, chat_body, native_error, openai_error
 from tests.support_server import RunningServer, start
 
 ROUTES = [route for route in all_routes() if route.rule.startswith("/v1/")]
-# 501: embeddings, which issue 4 brings.
+# 501: audio, which issue 5 brings.
 REFUSALS = (400, 403, 404, 405, 501)
 Tree = dict[str, tuple[int, int, int]]
 

@@ -473,10 +473,9 @@ def test_keys_without_effect_are_reported_and_refused_ones_named(http: RestSessi
 
 def test_what_this_version_does_not_do_is_501_and_says_so(http: RestSession) -> None:
     """Never an answer that pretends."""
-    assert openai_error(http.post("/v1/embeddings", json={"model": "demo", "input": "x"}), 501)
     for path in ("/v1/audio/transcriptions", "/v1/audio/speech"):
         assert openai_error(http.post(path), 501)["code"] == "not_implemented"
-    body = chat_body(response_format={"type": "json_object"})
+    body = chat_body(draft_model="other")
     response = http.post("/v1/chat/completions", json=body)
-    assert openai_error(response, 501)["param"] == "response_format"
+    assert openai_error(response, 501)["param"] == "draft_model"
     assert response.headers["X-Should-Retry"] == "false"

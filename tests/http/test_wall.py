@@ -11,7 +11,7 @@ import requests
 from mlxgui.v1 import model_pb2, model_pb2_grpc
 from tests.conftest import RestSession, TinyModels
 from tests.support_calls import fails, last_operation
-from tests.support_http import chat_body, native_error, openai_error, raw_request
+from tests.support_http import anthropic_error, chat_body, native_error, openai_error, raw_request
 from tests.support_server import RunningServer, ServerDidNotStartError, start
 
 KEY = "sk-this-is-the-only-key"
@@ -185,7 +185,7 @@ BAD_KEYS: list[dict[str, str]] = [
 
 @pytest.mark.parametrize("headers", BAD_KEYS)
 def test_a_server_with_a_key_refuses_every_other(guarded_http: RestSession, headers: dict[str, str]) -> None:
-    """401 on every route but /health, in both shapes at once, and the sentence says how to send a key."""
+    """401 on every route but /health, and the sentence says how to send a key."""
     encoded = {name: value.encode("latin-1") for name, value in headers.items()}
     for method, path in (
         ("GET", "/"),
@@ -195,10 +195,12 @@ def test_a_server_with_a_key_refuses_every_other(guarded_http: RestSession, head
         ("DELETE", "/v1/models/demo"),
         ("POST", "/v1/chat/completions"),
         ("POST", "/v1/completions"),
+        ("POST", "/v1/responses"),
+        ("POST", "/v1/messages"),
         ("GET", "/nowhere"),
     ):
         response = guarded_http.request(method, path, json={}, headers=encoded)
-        error = openai_error(response, 401)
+        error = (anthropic_error if path == "/v1/messages" else openai_error)(response, 401)
         assert error["type"] == "authentication_error" and "Bearer" in error["message"]
         assert KEY not in response.text
         assert response.headers["WWW-Authenticate"] == "Bearer"

@@ -230,7 +230,7 @@ def test_progress_is_exact_bytes() -> None:
 def test_the_pages_escape_what_they_show() -> None:
     """The README's headings become links and ids, its text is shown as it is; code is no heading."""
     readme = "# Title\nWords <b>.\n## First steps\n```\n# a comment\n```\n"
-    page = pages.documentation(readme)
-    assert '<h2 id="first-steps">First steps</h2>' in page
+    page = pages.documentation(readme, "<h2>Routes</h2>")
+    assert '<h2 id="first-steps">First steps</h2>' in page and page.endswith("<h2>Routes</h2></body></html>")
     assert "&lt;b&gt;" in page and "# a comment" in page
     assert '<a href="/docs#first-steps">' in pages.front_page("1", "running", readme)

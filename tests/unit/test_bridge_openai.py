@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mlxgui.v1 import common_pb2, inference_pb2
-from rest_bridge import openai, sse
+from rest_bridge import embeddings, openai, rerank, responses, sse
 from rest_bridge.errors import ApiError
 
 USER = {"role": "user", "content": "hi"}
@@ -66,8 +66,12 @@ def test_errors_name_the_field_as_the_caller_wrote_it() -> None:
     _, options = _chat(max_completion_tokens=5)
     assert options.param("request.sampling.max_tokens") == "max_completion_tokens"
     assert options.param("sampling.json_schema") == "response_format"
-    assert options.param("messages[3].content[0].image") == "messages[3].content[0].image"
-    assert options.param("tools[1].parameters_schema") == "tools[1].function.parameters"
+    for source in ("data", "url"):
+        path = f"messages[3].content[0].image.{source}"
+        error = ApiError("INVALID_IMAGE", f"{path} cannot be read", path)
+        options.rename(error)
+        assert error.param == "messages[3].content[0].image_url.url"
+        assert error.message == f"{error.param} cannot be read"
     assert options.param(None) is None
     _, options = openai.completion_request({"model": "demo", "prompt": "x", "logprobs": 1})
     assert options.param("prompts[0]") == "prompt"
@@ -127,8 +131,8 @@ def test_fields_without_effect_are_reported() -> None:
     """Accepted, because clients send them, but not in silence; null is not sent."""
     _, options = _chat(store=True, metadata={"a": "b"}, service_tier=None, my_field=1)
     assert options.warnings == [
-        "`store` has no effect.",
-        "`metadata` has no effect.",
+        "`store` has no effect: answers are not stored.",
+        "`metadata` has no effect: answers are not stored.",
         "`my_field` is unknown and has no effect.",
     ]
 
@@ -240,8 +244,11 @@ def test_images_come_as_bytes_or_by_url() -> None:
         ("file:///etc/passwd", 400),
         ("data:image/png,abc", 400),
         ("data:image/png;base64,a", 400),
+        ("data:image/png;base64,", 400),
+        ("data:image/png;base64,==", 400),
         ("data:image/png;base64,????", 400),
         ("data:image/png;base64," + "A" * (28 * 1024 * 1024), 413),
+        ("ftp://example.com/a.png", 400),
     ],
 )
 def test_a_wrong_image_is_named(url: str, http_status: int) -> None:
@@ -451,6 +458,7 @@ def test_reasoning_and_tool_calls_stream_too() -> None:
     _, first, second = (chunk["choices"][0]["delta"] for chunk in _events(replies, openai.Options("demo")))
     assert first == {
         "reasoning_content": "hm",
+        "reasoning": "hm",
         "tool_calls": [
             {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": "{"}}
         ],
@@ -503,7 +511,7 @@ def test_log_probabilities_in_both_forms() -> None:
     assert columns == {
         "tokens": ["Hi", "!"],
         "token_logprobs": [None, -0.5],
-        "top_logprobs": [None, {"?": -2.0}],
+        "top_logprobs": [None, {"?": -2.0, "!": -0.5}],
         "text_offset": [10, 12],
     }
     assert offset == 13
@@ -545,15 +553,28 @@ def test_warnings_of_a_continuation_come_with_its_finish(include_usage: bool) ->
 
 def test_embeddings_as_numbers_or_base64() -> None:
     """Base64 is the server's bytes, untouched."""
-    request, options = openai.embedding_request(
+    request, options = embeddings.embedding_request(
         {"model": "e", "input": ["a", "b"], "encoding_format": "base64"}
     )
     assert (len(request.inputs), request.encoding) == (2, inference_pb2.EMBEDDING_ENCODING_FLOAT32_LE)
     response = inference_pb2.EmbedResponse(model="e")
     response.embeddings.add(index=0, float32_le=b"\0\0\x80?")
     response.embeddings.add(index=1).floats.values.append(1.0)
-    data = openai.embeddings(response, options)["data"]
+    data = embeddings.embeddings(response, options)["data"]
     assert [entry["embedding"] for entry in data] == ["AACAPw==", [1.0]]
+
+
+def test_a_user_s_name_is_sent_and_reported_by_every_route() -> None:
+    """With the same words."""
+    for request, options in (
+        _chat(user="u"),
+        openai.completion_request({"prompt": "x", "user": "u"}),
+        embeddings.embedding_request({"input": "x", "user": "u"}),
+        rerank.rerank_request({"query": "x", "documents": ["y"], "user": "u"}),
+        responses.response_request({"input": "x", "user": "u"}),
+    ):
+        assert request.user == "u"
+        assert options.warnings == ["`user` has no effect: it only reaches the log."]
 
 
 def test_an_error_in_a_stream_is_an_event() -> None:

@@ -16,7 +16,7 @@ def test_a_fault_of_the_bridge_ends_its_stream_with_an_error(caplog: pytest.LogC
         raise ValueError("what nobody expects")
 
     calls = LiveCalls(limit=1)
-    response = web.event_stream(chunks(), calls.open(lambda: False))
+    response = web.event_stream(sse.Stream(chunks()), calls.open(lambda: False))
     first, error, last = response.iter_encoded()
     response.close()
     assert (first, last) == (b"data: {}\n\n", sse.DONE)

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from mlxgui_grpc import checkpoint
+from mlxgui_grpc import checkpoint, model_view
 from mlxgui_grpc.errors import ModelIncompatibleError, ModelServerError, ModelUnsafeError
+from mlxgui_grpc.known_architectures import text_architectures
 from tests.support_models import DEMO, build_tiny
 
 
@@ -54,7 +55,7 @@ def test_a_view_has_the_data_and_nothing_that_runs(folder: Path, tmp_path: Path)
             {"tokenizer_class": "PreTrainedTokenizerFast", "auto_map": {"AutoTokenizer": ["x.Y", None]}}
         )
     )
-    view = checkpoint.make_view(folder, tmp_path / "views" / "1")
+    view = model_view.make_view(folder, tmp_path / "views" / "1")
     assert {path.name for path in view.iterdir()} == {
         "config.json",
         "model.safetensors",
@@ -74,10 +75,10 @@ def test_a_view_is_made_anew_and_removed(folder: Path, tmp_path: Path) -> None:
     view = tmp_path / "view"
     view.mkdir()
     (view / "stale.py").write_text("")
-    checkpoint.make_view(folder, view)
+    model_view.make_view(folder, view)
     assert not (view / "stale.py").exists()
-    checkpoint.remove_view(view)
-    checkpoint.remove_view(view)
+    model_view.remove_view(view)
+    model_view.remove_view(view)
     assert not view.exists() and (folder / "model.safetensors").exists()
 
 
@@ -121,7 +122,7 @@ DAMAGED: dict[str, bytes] = {
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED.keys())
 def test_a_damaged_safetensors_file_is_refused_by_name(folder: Path, content: bytes) -> None:
     (folder / "model.safetensors").write_bytes(content)
-    for action in (checkpoint.inspect, lambda path: checkpoint.make_view(path, path.parent / "view")):
+    for action in (checkpoint.inspect, lambda path: model_view.make_view(path, path.parent / "view")):
         with pytest.raises(ModelIncompatibleError, match=r"model\.safetensors is damaged"):
             action(folder)
 
@@ -209,7 +210,7 @@ def test_a_name_of_a_module_must_be_a_plain_one(
     """mlx-lm imports modules of its own package by these keys: nothing else may be named."""
     (folder / "tokenizer_config.json").write_text(json.dumps({key: value}))
     with pytest.raises(ModelUnsafeError, match="module"):
-        checkpoint.make_view(folder, tmp_path / "view")
+        model_view.make_view(folder, tmp_path / "view")
 
 
 def test_links_out_of_the_model_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -217,7 +218,7 @@ def test_links_out_of_the_model_are_refused(folder: Path, tmp_path: Path) -> Non
     secret.write_text("{}")
     (folder / "special_tokens_map.json").symlink_to(secret)
     with pytest.raises(ModelUnsafeError, match=r"special_tokens_map\.json links to a place outside"):
-        checkpoint.make_view(folder, tmp_path / "view")
+        model_view.make_view(folder, tmp_path / "view")
 
 
 def test_links_into_the_repository_s_blobs_are_followed(folder: Path, tmp_path: Path) -> None:
@@ -231,18 +232,18 @@ def test_links_into_the_repository_s_blobs_are_followed(folder: Path, tmp_path: 
         (snapshot / file.name).symlink_to(
             os.path.relpath(repository / "blobs" / f"hash-{file.name}", snapshot)
         )
-    view = checkpoint.make_view(snapshot, tmp_path / "view")
+    view = model_view.make_view(snapshot, tmp_path / "view")
     assert (view / "model.safetensors").stat().st_size == (folder / "model.safetensors").stat().st_size
 
     (snapshot / "tokenizer.json").unlink()
     (snapshot / "tokenizer.json").symlink_to(folder / "tokenizer.json")
     with pytest.raises(ModelUnsafeError):
-        checkpoint.make_view(snapshot, tmp_path / "view")
+        model_view.make_view(snapshot, tmp_path / "view")
 
 
 def test_weights_of_another_name_are_shown_under_one_that_mlx_lm_reads(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").rename(folder / "weights.00.safetensors")
-    view = checkpoint.make_view(folder, tmp_path / "view")
+    view = model_view.make_view(folder, tmp_path / "view")
     assert (view / "model-weights.00.safetensors").exists()
 
 
@@ -251,30 +252,45 @@ def test_fifos_and_devices_are_not_opened(folder: Path, tmp_path: Path) -> None:
     os.mkfifo(folder / "added_tokens.json")
     checkpoint.inspect(folder)
     assert "added_tokens.json" not in {
-        path.name for path in checkpoint.make_view(folder, tmp_path / "v").iterdir()
+        path.name for path in model_view.make_view(folder, tmp_path / "v").iterdir()
     }
 
 
 def test_the_architectures_are_mlx_lm_s_own() -> None:
     """Read from its source without importing it; utilities are not among them, aliases are."""
-    known = checkpoint.text_architectures()
+    known = text_architectures()
     assert {"llama", "qwen3", "mistral"} <= known
     assert not known & {"base", "cache", "__init__"}
 
 
-@pytest.mark.parametrize(
-    ("changes", "kind"),
-    [
-        ({"model_type": "whisper"}, "transcription"),
-        ({"model_type": "qwen2_vl", "vision_config": {}}, "vision"),
-        ({"model_type": "bert"}, "embedding"),
-    ],
-)
-def test_models_of_another_kind_are_known_and_not_served_yet(
-    folder: Path, changes: dict[str, Any], kind: str
-) -> None:
-    set_config(folder, **changes)
+def test_models_of_another_kind_are_known_and_not_served_yet(folder: Path) -> None:
+    set_config(folder, model_type="whisper")
     found = checkpoint.inspect(folder)
-    assert found.type == kind
-    with pytest.raises(ModelIncompatibleError, match=kind):
+    assert found.type == "transcription"
+    with pytest.raises(ModelIncompatibleError, match="transcription"):
         checkpoint.require_loadable(found)
+
+
+def test_vision_models_are_those_of_mlx_vlm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its package or mlx-lm knows; without the package the way to it is said."""
+    set_config(folder, model_type="qwen2_vl", vision_config={})
+    found = checkpoint.inspect(folder)
+    assert found.type == "vision"
+    checkpoint.require_loadable(found)
+    set_config(folder, model_type="unheard_of", vision_config={})
+    with pytest.raises(ModelIncompatibleError, match="mlx-vlm does not know the architecture 'unheard_of'"):
+        checkpoint.require_loadable(checkpoint.inspect(folder))
+    monkeypatch.setitem(checkpoint._GENERATING, "vision", ("mlx-vlm", frozenset))
+    with pytest.raises(ModelIncompatibleError, match=r"install mlxgui-grpc\[vision\]"):
+        checkpoint.require_loadable(found)
+
+
+def test_settings_of_parts_name_no_code_either(folder: Path, tmp_path: Path) -> None:
+    nested = {
+        "image_processor": {"auto_map": {"AutoImageProcessor": "x.Y"}, "size": 3},
+        "parts": [{"auto_map": 1}],
+    }
+    (folder / "processor_config.json").write_text(json.dumps(nested))
+    view = model_view.make_view(folder, tmp_path / "view")
+    cleaned = json.loads((view / "processor_config.json").read_text())
+    assert cleaned == {"image_processor": {"size": 3}, "parts": [{}]}

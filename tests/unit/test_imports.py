@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("mlx", "mlx_lm", "torch", "transformers", "tokenizers", "numpy", "huggingface_hub")
+HEAVY = ("mlx", "mlx_lm", "torch", "transformers", "tokenizers", "numpy", "huggingface_hub", "PIL")
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,7 @@ HEAVY = ("mlx", "mlx_lm", "torch", "transformers", "tokenizers", "numpy", "huggi
     [
         ("mlxgui_grpc.server", (*HEAVY, "flask")),
         ("mlxgui_grpc.__main__, mlxgui_grpc.cli.serve", (*HEAVY, "flask")),
-        ("rest_bridge.app, rest_bridge.__main__", (*HEAVY, "mlxgui_grpc", "sqlite3")),
+        ("rest_bridge.app, rest_bridge.__main__", (*HEAVY, "mlxgui_grpc", "sqlite3", "pydantic")),
     ],
 )
 def test_control_process_and_bridge_stay_light(module: str, forbidden: tuple[str, ...]) -> None:

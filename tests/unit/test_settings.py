@@ -80,6 +80,7 @@ async def test_the_defaults_are_the_documented_ones(catalog: Catalog, tmp_path: 
         "preload_models": [],
         "max_context_length": 0,
         "max_model_memory_gb": 0.0,
+        "image_url_fetch": "on",
     }
     assert {settings.detail(key).source for key in SETTINGS} == {Source.DEFAULT}
     assert not any(settings.detail(key).pending_restart for key in SETTINGS)
@@ -102,6 +103,11 @@ async def test_the_defaults_are_the_documented_ones(catalog: Catalog, tmp_path: 
         ("preload_models", [[], ["m"] * 16], [["m"] * 17, [""], ["x" * 513], "m", [1]]),
         ("max_context_length", [0, 16, 16_777_216], [-1, 1, 15, 16_777_217]),
         ("max_model_memory_gb", [0, 0.5, 65_536.0], [-0.1, math.nan, math.inf, "8"]),
+        (
+            "image_url_fetch",
+            ["on", "off", "a.example", "a.example,*.b.example,8.8.8.8"],
+            ["", ",", "yes", "a.example:80", "http://a.example", "*", "x" * 5000, True, ["a.example"]],
+        ),
     ],
 )
 def test_a_value_is_of_its_type_and_in_its_range(key: str, good: list[Any], bad: list[Any]) -> None:
@@ -117,6 +123,15 @@ def test_a_folder_has_one_spelling() -> None:
     """Two slashes at its beginning mean nothing else than one."""
     for text in ("/models/", "//models", "///models", "/a/../models/."):
         assert checked(SETTINGS["huggingface_cache_dir"], text) == "/models"
+
+
+def test_hosts_to_fetch_from_have_one_spelling() -> None:
+    """As what a URL says is compared with them."""
+    for text, spelling in (
+        (" ON ", "on"),
+        ("B.Example , bücher.example.", "b.example,xn--bcher-kva.example"),
+    ):
+        assert checked(SETTINGS["image_url_fetch"], text) == spelling
 
 
 async def test_a_change_is_in_effect_and_durable_and_all_or_none(catalog: Catalog, tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ from typing import Any, Unpack
 
 from mlxgui.v1 import inference_pb2
 from mlxgui_grpc.client import messages as conversion
+from mlxgui_grpc.client import vectors
 from mlxgui_grpc.client.asynchronous.connection import AsyncStream, Connection
 from mlxgui_grpc.client.messages import ChatEvent, ChatReply, Completion, GenerateEvent, Message, Sampling
+from mlxgui_grpc.client.vectors import Embeddings, Ranking
 
 
 class TextCalls(Connection):
-    """InferenceService: chat, completion, and counting."""
+    """InferenceService: chat, completion, vectors, scores, and counting."""
 
     async def chat(
         self,
@@ -117,6 +119,48 @@ class TextCalls(Connection):
             conversion.generate_event,
             timeout_seconds,
         )
+
+    async def embed(
+        self,
+        model: str,
+        inputs: str | Sequence[str] | Sequence[Sequence[int]],
+        *,
+        dimensions: int | None = None,
+        keep_alive_seconds: float | None = None,
+        require_loaded: bool = False,
+        timeout_seconds: float | None = None,
+    ) -> Embeddings:
+        """The vectors of a text, of texts or of lists of token ids; `dimensions` keeps so many leading numbers."""
+        request = vectors.embed_request(
+            model,
+            inputs,
+            dimensions=dimensions,
+            keep_alive_seconds=keep_alive_seconds,
+            require_loaded=require_loaded,
+        )
+        return vectors.embeddings(await self._call(self._inference.Embed, request, timeout_seconds))
+
+    async def rerank(
+        self,
+        model: str,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top_n: int | None = None,
+        keep_alive_seconds: float | None = None,
+        require_loaded: bool = False,
+        timeout_seconds: float | None = None,
+    ) -> Ranking:
+        """How well documents answer a query, by a cross-encoder, best first; only the `top_n` best if given."""
+        request = vectors.rerank_request(
+            model,
+            query,
+            documents,
+            top_n=top_n,
+            keep_alive_seconds=keep_alive_seconds,
+            require_loaded=require_loaded,
+        )
+        return vectors.ranking(await self._call(self._inference.Rerank, request, timeout_seconds))
 
     async def count_tokens(
         self, model: str, prompt: str | Sequence[Message], *, timeout_seconds: float | None = None

@@ -352,8 +352,9 @@ class SamplingParams(_message.Message):
     grammar: _builtins.str
     """Context-free grammar, in the Lark syntax of llguidance, that the whole text must match."""
     max_tokens: _builtins.int
-    """Most tokens to generate per choice, thinking included. Range [1, 16384]. Unset: what is left of the
-    context, at most 8192. A value that is more than what is left of the context ends with FINISH_REASON_LENGTH.
+    """Most tokens to generate per choice, thinking included. Range [1, 16384]; 0 only with GenerateRequest.echo: nothing
+    is generated. Unset: what is left of the context, at most 8192. A value that is more than what is left of the
+    context ends with FINISH_REASON_LENGTH.
     """
     temperature: _builtins.float
     """Softmax temperature. Range [0, 2]. 0 decodes greedily. Unset: the model's default, else 0."""

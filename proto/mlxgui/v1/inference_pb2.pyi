@@ -825,22 +825,28 @@ class CountTokensResponse(_message.Message):
     TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     token_count: _builtins.int
     """Tokens of the prompt as the model would see it."""
     model: _builtins.str
     """Installed name of the model that was asked."""
     context_length: _builtins.int
     """Most tokens of prompt and completion together. 0: the model has no such limit."""
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What a user should know of the count, as sentences: for example that images were left out of it."""
+
     def __init__(
         self,
         *,
         token_count: _builtins.int = ...,
         model: _builtins.str = ...,
         context_length: _builtins.int = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "model", b"model", "token_count", b"token_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "model", b"model", "token_count", b"token_count", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1242,7 +1248,9 @@ Global___ContentPart: _TypeAlias = ContentPart  # noqa: Y015
 
 @_typing.final
 class Image(_message.Message):
-    """An image: PNG, JPEG, WebP or the first frame of a GIF, found from its bytes."""
+    """An image: PNG, JPEG, WebP or the first frame of a GIF, found from its bytes. A request may have 16 of them, of 48 MiB
+    in all. One that is larger than a model looks at is made smaller, and the warnings say so.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -1872,7 +1872,9 @@ class Model(_message.Message):
     quantization_bits: _builtins.int
     """Bits per weight of its quantization. 0: it is not quantized."""
     tool_format: _builtins.str
-    """The form in which it writes tool calls, as mlx-lm names its parsers. Empty: it writes none."""
+    """The form in which it writes tool calls, as mlx-lm names its parsers, or `harmony`, gpt-oss's. Empty: it writes
+    none.
+    """
     @_builtins.property
     def last_use_time(self) -> _timestamp_pb2.Timestamp:
         """End of its last request. Unset: never used."""

@@ -715,6 +715,7 @@ class Settings(_message.Message):
     PRELOAD_MODELS_FIELD_NUMBER: _builtins.int
     MAX_CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
     MAX_MODEL_MEMORY_GB_FIELD_NUMBER: _builtins.int
+    IMAGE_URL_FETCH_FIELD_NUMBER: _builtins.int
     server_port: _builtins.int
     """Port of the REST API. Range [0, 65535]; 0 takes a free one. Default 8000. After Restart."""
     max_concurrent_requests: _builtins.int
@@ -747,6 +748,11 @@ class Settings(_message.Message):
     """
     max_model_memory_gb: _builtins.float
     """Memory that all models together may take, in GiB. Range [0, 65536]. 0, the default: what the machine has."""
+    image_url_fetch: _builtins.str
+    """Whether images are fetched from URLs: `on`, the default; `off`; or the only hosts that they are fetched from, with
+    commas between them, at most 64, where `*.example.com` is every host below example.com. Private addresses are
+    fetched from in no case.
+    """
     @_builtins.property
     def preload_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Models to load when the server starts, by installed name or hub id, at most 16. Default none. After Restart."""
@@ -768,10 +774,11 @@ class Settings(_message.Message):
         preload_models: _abc.Iterable[_builtins.str] | None = ...,
         max_context_length: _builtins.int = ...,
         max_model_memory_gb: _builtins.float = ...,
+        image_url_fetch: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_unload_inactive_models", b"auto_unload_inactive_models", "bind_to_all_interfaces", b"bind_to_all_interfaces", "default_model", b"default_model", "enable_gpu_acceleration", b"enable_gpu_acceleration", "enable_system_tray", b"enable_system_tray", "huggingface_cache_dir", b"huggingface_cache_dir", "log_level", b"log_level", "max_concurrent_models", b"max_concurrent_models", "max_concurrent_requests", b"max_concurrent_requests", "max_context_length", b"max_context_length", "max_model_memory_gb", b"max_model_memory_gb", "model_inactivity_timeout_minutes", b"model_inactivity_timeout_minutes", "preload_models", b"preload_models", "server_port", b"server_port"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_unload_inactive_models", b"auto_unload_inactive_models", "bind_to_all_interfaces", b"bind_to_all_interfaces", "default_model", b"default_model", "enable_gpu_acceleration", b"enable_gpu_acceleration", "enable_system_tray", b"enable_system_tray", "huggingface_cache_dir", b"huggingface_cache_dir", "image_url_fetch", b"image_url_fetch", "log_level", b"log_level", "max_concurrent_models", b"max_concurrent_models", "max_concurrent_requests", b"max_concurrent_requests", "max_context_length", b"max_context_length", "max_model_memory_gb", b"max_model_memory_gb", "model_inactivity_timeout_minutes", b"model_inactivity_timeout_minutes", "preload_models", b"preload_models", "server_port", b"server_port"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

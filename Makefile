@@ -35,7 +35,8 @@ hub: env-dev ## a stand-in for the model hub on loopback, to try `pull` against
 	@exec $(BIN)/python -m tests.loopback_hub $(ARGS)
 
 test: env-dev ## every test, from nothing (ARGS='-k stream' for some)
-	@exec tools/openblas.sh $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
+	@$(BIN)/python -m compileall -q mlxgui_grpc rest_bridge proto tests
+	@exec tools/openblas.sh $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 fuzz: env-dev ## odd HTTP bodies, names and images by the ten thousand (FUZZ_CASES, _NAMES, _IMAGES, _SEED)
 	@FUZZ_CASES=$(FUZZ_CASES) FUZZ_NAMES=$(FUZZ_NAMES) FUZZ_IMAGES=$(FUZZ_IMAGES) FUZZ_SEED=$(FUZZ_SEED) \

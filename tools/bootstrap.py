@@ -77,7 +77,10 @@ def install(profile: str) -> None:
     if not (os.path.exists(os.path.join(VENV, "bin", "uv")) and is_of_this_place()):
         create_venv()
         install_uv(lock)
-    uv("pip", "sync", "--require-hashes", lock)
+    # The tests start processes by the hundred, each of which would compile 650 modules for itself where Python
+    # may not write (PYTHONDONTWRITEBYTECODE); a user's one server compiles what it needs the first time.
+    compiling = ["--compile-bytecode"] if profile == "dev" else []
+    uv("pip", "sync", "--require-hashes", *compiling, lock)
     uv("pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", ".")
     with open(stamp_path(), "w", encoding="utf-8") as file:
         file.write(fingerprint(profile))

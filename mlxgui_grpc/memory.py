@@ -43,11 +43,6 @@ class Estimate:
         """The sum."""
         return self.weight_bytes + self.kv_bytes + self.prefill_bytes + self.process_bytes
 
-    @property
-    def resident_bytes(self) -> int:
-        """What stays once it is loaded, without requests."""
-        return self.weight_bytes + self.process_bytes
-
 
 def estimate(
     weight_bytes: int,

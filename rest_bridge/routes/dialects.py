@@ -32,7 +32,7 @@ def run(dialect: Dialect) -> Response:
     """The answer to the request that is being served."""
     message, options = dialect.read(web.json_object())
     bridge = web.bridge()
-    with renaming(options):
+    with _renaming(options):
         if options.stream:
             return _event_stream(dialect, message, options)
         if dialect.answers_from_events:
@@ -40,13 +40,23 @@ def run(dialect: Dialect) -> Response:
                 first, rest = _open(dialect, message, live)
                 body = dialect.answer(itertools.chain((first,), rest), options, bridge.fingerprint)
         else:
-            answer = watched(getattr(bridge.backend.inference, dialect.method), message)
+            answer = _watched(getattr(bridge.backend.inference, dialect.method), message)
             body = dialect.answer(answer, options, bridge.fingerprint)
-    return whole(body)
+    return _whole(body)
+
+
+def ask(
+    read: Callable[[JsonObject], tuple[Any, Any]], method: str, answer: Callable[[Any, Any], JsonObject]
+) -> Response:
+    """The answer to the request that is being served, by an RPC that has no stream."""
+    message, options = read(web.json_object())
+    with _renaming(options):
+        reply = _watched(getattr(web.bridge().backend.inference, method), message)
+    return _whole(answer(reply, options))
 
 
 @contextmanager
-def renaming(options: Options) -> Iterator[None]:
+def _renaming(options: Options) -> Iterator[None]:
     """Errors of the model server speak of the caller's fields."""
     try:
         yield
@@ -55,14 +65,14 @@ def renaming(options: Options) -> Iterator[None]:
         raise
 
 
-def whole(body: JsonObject) -> Response:
+def _whole(body: JsonObject) -> Response:
     """One JSON answer, its warnings in a header too."""
     response = web.json_response(body, warnings=body.get("warnings", ()))
     web.report_query(response)
     return response
 
 
-def watched(method: Any, message: Any) -> Any:
+def _watched(method: Any, message: Any) -> Any:
     """The answer of a call that may take as long as an inference, and ends when its client goes."""
     return web.ask_watched(method, message, web.bridge().config.inference_timeout_seconds)
 

@@ -3,7 +3,7 @@
 from flask import Blueprint, Response
 
 from mlxgui.v1 import inference_pb2
-from rest_bridge import messages, web
+from rest_bridge import messages
 from rest_bridge.routes import dialects
 
 blueprint = Blueprint("messages", __name__)
@@ -25,7 +25,4 @@ def create_message() -> Response:
 
 @blueprint.post("/v1/messages/count_tokens")
 def count_tokens() -> Response:
-    message, options = messages.token_count_request(web.json_object())
-    with dialects.renaming(options):
-        answer = dialects.watched(web.bridge().backend.inference.CountTokens, message)
-    return dialects.whole(messages.token_count_body(answer, options))
+    return dialects.ask(messages.token_count_request, "CountTokens", messages.token_count_body)

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 from flask import Blueprint, Response
 
 from mlxgui.v1 import inference_pb2
-from rest_bridge import embeddings, openai, rerank, sse, web
+from rest_bridge import embeddings, openai, rerank, sse
 from rest_bridge.errors import ApiError
 from rest_bridge.routes import dialects
 
@@ -48,18 +48,12 @@ def create_completion() -> Response:
 
 @blueprint.post("/v1/embeddings")
 def create_embedding() -> Response:
-    message, options = embeddings.embedding_request(web.json_object())
-    with dialects.renaming(options):
-        answer = dialects.watched(web.bridge().backend.inference.Embed, message)
-    return dialects.whole(embeddings.embeddings(answer, options))
+    return dialects.ask(embeddings.embedding_request, "Embed", embeddings.embeddings)
 
 
 @blueprint.post("/v1/rerank")
 def create_ranking() -> Response:
-    message, options = rerank.rerank_request(web.json_object())
-    with dialects.renaming(options):
-        answer = dialects.watched(web.bridge().backend.inference.Rerank, message)
-    return dialects.whole(rerank.ranking(answer, options))
+    return dialects.ask(rerank.rerank_request, "Rerank", rerank.ranking)
 
 
 @blueprint.post("/v1/audio/transcriptions")

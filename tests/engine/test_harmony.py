@@ -15,7 +15,7 @@ from mlxgui_grpc.engine.harmony import HarmonyReader
 from mlxgui_grpc.engine.reply import make_reader
 from mlxgui_grpc.engine.reply_format import HARMONY_TAGS, Opening, reply_format_of
 from mlxgui_grpc.reply_facts import has_thinking, takes_tools, tool_format_of
-from tests.engine.test_reply import WEATHER, Reply
+from tests.engine.test_reply import WEATHER, Reply, gathered
 from tests.engine.test_row import deliver, joined, row_of
 
 # With the fields that gpt-oss's own template reads and the places where it raises.
@@ -84,30 +84,9 @@ def read(
     tools: Any = (WEATHER,),
     **options: Any,
 ) -> Reply:
-    """The pieces through one reader; the order of reasoning, text and calls is kept by the joined texts."""
+    """The pieces through one reader of the format."""
     reader = HarmonyReader(FORMAT, opening, tools=tools and list(tools), **options)
-    reply = Reply()
-    for number in range(len(pieces) + 1):
-        if number < len(pieces):
-            reader.feed(pieces[number])
-        else:
-            reader.finish(is_cut=is_cut)
-        reading = reader.take()
-        reply.reasoning += reading.reasoning
-        reply.text += reading.text
-        reply.warnings += reading.warnings
-        for part in reading.calls:
-            if part.id:
-                assert part.index == len(reply.calls)
-                reply.calls.append((part.name, ""))
-            assert part.index == len(reply.calls) - 1
-            name, arguments = reply.calls[-1]
-            reply.calls[-1] = (name, arguments + part.arguments)
-        if reader.stop_match or reader.is_done:
-            break
-    assert reader.call_count == len(reply.calls)
-    reply.stop_match, reply.is_done = reader.stop_match, reader.is_done
-    return reply
+    return gathered(reader, pieces, is_cut=is_cut)
 
 
 def read_all_ways(text: str, **options: Any) -> Reply:

@@ -9,6 +9,7 @@ from typing import Any
 import mlx_lm.tool_parsers
 import pytest
 
+from mlxgui_grpc.engine.reading import Reader
 from mlxgui_grpc.engine.reply import ReplyReader
 from mlxgui_grpc.engine.reply_format import ReplyFormat
 from mlxgui_grpc.engine.tool_parsers import MAX_CALL_CHARACTERS
@@ -77,14 +78,8 @@ class Reply:
     is_done: bool = False
 
 
-JSON = format_of("json_tools")
-
-
-def read(
-    pieces: list[str], reply_format: ReplyFormat = JSON, *, is_cut: bool = False, **options: Any
-) -> Reply:
+def gathered(reader: Reader, pieces: list[str], *, is_cut: bool = False) -> Reply:
     """The pieces through one reader; ids and indices of calls are checked on the way."""
-    reader = ReplyReader(reply_format, **options)
     reply, ids = Reply(), []
     for number in range(len(pieces) + 1):
         if number < len(pieces):
@@ -109,6 +104,16 @@ def read(
     assert all(len(each) == len("call_") + 24 for each in ids)
     reply.stop_match, reply.is_done = reader.stop_match, reader.is_done
     return reply
+
+
+JSON = format_of("json_tools")
+
+
+def read(
+    pieces: list[str], reply_format: ReplyFormat = JSON, *, is_cut: bool = False, **options: Any
+) -> Reply:
+    """The pieces through one reader of this format."""
+    return gathered(ReplyReader(reply_format, **options), pieces, is_cut=is_cut)
 
 
 def read_all_ways(text: str, reply_format: ReplyFormat = JSON, **options: Any) -> Reply:
